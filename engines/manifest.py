@@ -1,0 +1,260 @@
+"""The manifest: the index of a bundle, as written in ``manifest.json``.
+
+Every record here is a frozen struct, checked when it is decoded. ``docs/bundle.md`` explains
+the fields to someone who reads a bundle without this code.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Dict, List, Optional, Tuple
+
+import msgspec
+
+from engines.errors import ManifestError
+from engines.tensors import TensorSpec
+
+__all__ = [
+    "SPEC",
+    "Cut",
+    "FileEntry",
+    "ImageLayout",
+    "Manifest",
+    "Parity",
+    "Rejection",
+    "Segment",
+    "decode_manifest",
+    "encode_manifest",
+]
+
+SPEC = 1
+"""Version of the manifest's schema; a manifest of another version is refused."""
+
+
+class ImageLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """How a photograph is laid into an input that takes raw pixels.
+
+    Attributes:
+        layout: ``NHWC`` or ``NCHW``; N is 1.
+        color: ``rgb`` or ``bgr``.
+    """
+
+    layout: str
+    color: str = "rgb"
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """The set of tensors that cross one boundary of the graph.
+
+    Attributes:
+        id: First eight hex digits of the SHA-256 of the sorted frontier names, joined by
+            newlines.
+        index: Place of the cut in this bundle, from 0 (raw input crosses) on.
+        tensors: Frontier names, sorted. The last cut's are the model's outputs.
+        bytes: Size of the frontier in bytes, uncoded.
+        results: Outputs that the server sends back.
+        result_bytes: Their size in bytes, uncoded.
+        flops_robot: Floating-point operations before the cut.
+        flops_server: Floating-point operations after it.
+        after: Module path of the last operator before the cut; empty for the first cut.
+        why: What put the cut into the bundle.
+        head: ONNX file of everything before the cut; none for the first cut.
+        tail: ONNX file of everything after the cut; none for the last cut.
+    """
+
+    id: str
+    index: int
+    tensors: Tuple[str, ...]
+    bytes: int
+    results: Tuple[str, ...]
+    result_bytes: int
+    flops_robot: int
+    flops_server: int
+    after: str
+    why: Tuple[str, ...]
+    head: Optional[str]
+    tail: Optional[str]
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """The program between two neighbouring cuts.
+
+    Attributes:
+        index: The segment runs from cut ``index`` to cut ``index + 1``.
+        file: ONNX file.
+        inputs: Tensors it takes, out of the frontier of its first cut.
+        outputs: Tensors it gives.
+        operators: ONNX operators in it, in order.
+        flops: Floating-point operations.
+    """
+
+    index: int
+    file: str
+    inputs: Tuple[str, ...]
+    outputs: Tuple[str, ...]
+    operators: Tuple[str, ...]
+    flops: int
+
+
+class Rejection(msgspec.Struct, frozen=True, kw_only=True):
+    """A boundary that did not become a cut.
+
+    Attributes:
+        after: Name of the last ONNX node before the boundary.
+        reason: Why it was refused.
+        nodes: Tensors or nodes to blame.
+    """
+
+    after: str
+    reason: str
+    nodes: Tuple[str, ...]
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """Seeded inputs and the whole model's outputs for them.
+
+    Attributes:
+        file: ``.npz`` with ``input:NAME`` and ``output:NAME`` arrays.
+        seed: Seed that the inputs were drawn with.
+        tolerance: Largest error allowed, by dtype (see ``calibration.parity``).
+        max_error: Largest error over every frontier when the bundle was compiled.
+        compared_with: What the reference was: ``pytorch`` or ``onnx``.
+    """
+
+    file: str
+    seed: int
+    tolerance: Dict[str, float]
+    max_error: float
+    compared_with: str
+
+
+class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A file's size in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Index of a bundle.
+
+    Attributes:
+        spec: Version of this schema.
+        name: The model's name, for people.
+        model_digest: SHA-256 over the whole graph's file and the weights file.
+        producer: Versions of what compiled the bundle.
+        opset: ONNX opset of every graph.
+        precision: Type that the model computes in.
+        graph: ONNX file of the whole model.
+        weights: The one weights file, empty where the model has none to share.
+        inputs: The model's inputs.
+        outputs: The model's outputs.
+        images: Inputs that take raw pixels, and how.
+        tensors: Every tensor that some cut or segment names.
+        cuts: By index.
+        segments: By index; one fewer than there are cuts.
+        refused: Boundaries that did not become cuts.
+        parity: Parity vectors.
+        files: Every file of the bundle but the manifest itself, by path.
+    """
+
+    spec: int
+    name: str
+    model_digest: str
+    producer: Dict[str, str]
+    opset: int
+    precision: str
+    graph: str
+    weights: str
+    inputs: Tuple[TensorSpec, ...]
+    outputs: Tuple[TensorSpec, ...]
+    images: Dict[str, ImageLayout]
+    tensors: Dict[str, TensorSpec]
+    cuts: Tuple[Cut, ...]
+    segments: Tuple[Segment, ...]
+    refused: Tuple[Rejection, ...]
+    parity: Parity
+    files: Dict[str, FileEntry]
+
+    def __post_init__(self) -> None:
+        for complaint in _complaints(self):
+            raise ValueError(complaint)
+
+    def cut(self, cut_id: str) -> Cut:
+        """Return the cut called ``cut_id``.
+
+        Raises:
+            ManifestError: This bundle has no such cut.
+        """
+        for cut in self.cuts:
+            if cut.id == cut_id:
+                return cut
+        raise ManifestError(
+            f"cut {cut_id!r}: not in bundle {self.name!r}; "
+            "`split-bundle inspect BUNDLE` lists its cuts"
+        )
+
+    def specs(self, names: Tuple[str, ...]) -> Tuple[TensorSpec, ...]:
+        """Return the specifications of tensors that this bundle names."""
+        return tuple(self.tensors[name] for name in names)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the text of ``manifest.json``: indented, in the order of the fields."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode_manifest(text: bytes, *, where: str) -> Manifest:
+    """Read ``manifest.json``.
+
+    Args:
+        text: The file's bytes.
+        where: The file's path, for messages.
+
+    Raises:
+        ManifestError: Not a manifest, of another schema, or contradicting itself.
+    """
+    try:
+        version = msgspec.json.decode(text, type=_OnlySpec).spec
+        if version != SPEC:
+            raise ManifestError(
+                f"{where}: expected manifest schema {SPEC}, given {version}; "
+                "compile the model again with this version of SplitRT"
+            )
+        return msgspec.json.decode(text, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ManifestError(f"{where}: not a manifest: {exc}; compile the model again") from exc
+
+
+class _OnlySpec(msgspec.Struct):
+    spec: int
+
+
+def _complaints(manifest: Manifest) -> List[str]:
+    """List what in a manifest contradicts itself; paths that leave the bundle included."""
+    wrong: List[str] = []
+    for path in manifest.files:
+        parts = PurePosixPath(path).parts
+        if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+            wrong.append(f"path {path!r} leaves the bundle")
+    if len(manifest.cuts) < 2 or len(manifest.segments) != len(manifest.cuts) - 1:
+        wrong.append(f"{len(manifest.cuts)} cuts and {len(manifest.segments)} segments")
+    if len({cut.id for cut in manifest.cuts}) != len(manifest.cuts):
+        wrong.append("two cuts have one id")
+    for place, cut in enumerate(manifest.cuts):
+        if cut.index != place:
+            wrong.append(f"cut {cut.id} says index {cut.index}, lies at {place}")
+        if len(cut.id) != 8 or any(digit not in "0123456789abcdef" for digit in cut.id):
+            wrong.append(f"cut id {cut.id!r} is not 8 hex digits")
+    for place, segment in enumerate(manifest.segments):
+        if segment.index != place:
+            wrong.append(f"segment {segment.index} lies at {place}")
+    named = [manifest.graph, manifest.parity.file]
+    named += [manifest.weights] if manifest.weights else []
+    named += [s.file for s in manifest.segments]
+    named += [f for c in manifest.cuts for f in (c.head, c.tail) if f is not None]
+    wrong += [f"file {path!r} has no digest" for path in named if path not in manifest.files]
+    used = [t for c in manifest.cuts for t in c.tensors + c.results]
+    used += [t for s in manifest.segments for t in s.inputs + s.outputs]
+    wrong += [f"tensor {t!r} has no specification" for t in used if t not in manifest.tensors]
+    return wrong

@@ -1,0 +1,124 @@
+"""Backend ``ort``: ONNX Runtime on the CPU, the embedded default.
+
+The plan is the ONNX file's own bytes: ONNX Runtime optimises at load time. The weights stay in
+the weights file beside the ONNX file, which every session maps from there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+import onnxruntime
+
+from engines.backend import BackendOptions, CheckedEngine
+from engines.errors import BuildError, EngineError
+from engines.fingerprint import Fingerprint, device_name
+from engines.tensors import Array, TensorSpec
+
+__all__ = ["OrtBackend", "OrtEngine"]
+
+_DTYPE_OF_ORT = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(uint16)": "uint16",
+    "tensor(int16)": "int16",
+    "tensor(uint32)": "uint32",
+    "tensor(int32)": "int32",
+    "tensor(uint64)": "uint64",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+
+_LOG_ERRORS_ONLY = 3
+"""ONNX Runtime severity: its warnings speak of its own optimiser, not of the user's model."""
+
+
+class OrtEngine(CheckedEngine):
+    """One ONNX Runtime session. Sessions may be run from several threads at once."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        super().__init__(
+            name,
+            [_spec(value) for value in session.get_inputs()],
+            [_spec(value) for value in session.get_outputs()],
+        )
+        self._session = session
+        self._output_names = [spec.name for spec in self._outputs]
+
+    def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
+        try:
+            values = self._session.run(self._output_names, inputs)
+        except Exception as exc:  # ONNX Runtime has no common base class for its errors
+            raise EngineError(f"ONNX Runtime failed in {self._name!r}: {_one_line(exc)}") from exc
+        return {name: np.asarray(v) for name, v in zip(self._output_names, values)}
+
+    def _free(self) -> None:
+        self._session = None
+
+
+class OrtBackend:
+    """ONNX Runtime, CPU execution provider."""
+
+    name = "ort"
+
+    def __init__(self, options: BackendOptions = BackendOptions()) -> None:
+        self._options = options
+
+    def build(self, onnx_path: Path) -> bytes:
+        """Return the ONNX file's bytes, which are this backend's plan."""
+        try:
+            return onnx_path.read_bytes()
+        except OSError as exc:
+            raise BuildError(f"{onnx_path}: cannot be read: {exc.strerror}") from exc
+
+    def load(self, plan: bytes, *, folder: Path) -> OrtEngine:
+        """Open a session on ``plan``; external weights are looked up in ``folder``."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        if self._options.threads:
+            options.intra_op_num_threads = self._options.threads
+        # Idle sessions that spin take the cores from the session that runs: with a chain of
+        # segments, each with its own pool, that made 2 threads 40 times slower than 1.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+        try:
+            session = onnxruntime.InferenceSession(
+                plan, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as exc:  # ONNX Runtime has no common base class for its errors
+            raise EngineError(f"ONNX Runtime refused a plan: {_one_line(exc)}") from exc
+        names = ",".join(value.name for value in session.get_outputs())
+        return OrtEngine(f"ort:{names[:60]}", session)
+
+    def fingerprint(self) -> Fingerprint:
+        """Device, version and thread count: what ONNX Runtime's times depend on."""
+        return Fingerprint(
+            backend=self.name,
+            fields={
+                "device": device_name(),
+                "version": str(onnxruntime.__version__),
+                "threads": str(self._options.threads or "auto"),
+            },
+        )
+
+
+def _spec(value: Any) -> TensorSpec:
+    dtype = _DTYPE_OF_ORT.get(value.type)
+    static = all(isinstance(extent, int) for extent in value.shape)
+    if dtype is None or not static:
+        raise EngineError(
+            f"{value.name!r}: expected a tensor of a fixed shape, given {value.type} "
+            f"{value.shape}; compile the model with --input to fix its shapes"
+        )
+    return TensorSpec(value.name, dtype, tuple(value.shape))
+
+
+def _one_line(exc: Exception) -> str:
+    return " ".join(str(exc).split())[:400]
