@@ -1,0 +1,1 @@
+"""What is measured and predicted: latency tables, parity, energy, the schedule predictor."""

@@ -1,0 +1,177 @@
+"""Parity: seeded inputs, the error between two results, and the tolerance for each dtype."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Dict, Iterable, List, Mapping, Optional, Sequence
+
+import numpy as np
+
+from engines.codecs import default_codec
+from engines.program import Program
+from engines.tensors import Array, TensorSpec
+
+__all__ = [
+    "TOLERANCE",
+    "CutParity",
+    "error_of",
+    "largest_error",
+    "seeded_inputs",
+    "verify_cuts",
+]
+
+TOLERANCE: Dict[str, float] = {
+    "float64": 1e-6,
+    "float32": 1e-4,
+    "float16": 2e-2,
+    "integer": 0.0,
+}
+"""Largest :func:`error_of` allowed, by dtype; ``integer`` stands for every other dtype.
+
+float32: a chain of segments differs from the whole graph by the order of summation only; 1e-6
+to 1e-5 was measured. float16 has 11 significant bits and sums grow the rounding.
+"""
+
+
+def tolerance_for(dtype: str, tolerance: Mapping[str, float]) -> float:
+    """Return the tolerance for a dtype out of a table like :data:`TOLERANCE`."""
+    return tolerance.get(dtype, tolerance["integer"])
+
+
+def error_of(given: Array, expected: Array) -> float:
+    """Return the largest absolute difference, in units of the larger of 1 and max |expected|.
+
+    So it is an absolute error for values up to 1, and relative to the tensor's range above.
+    Two NaN, or two equal infinities, in one place are equal. Other shapes or dtypes, or a
+    non-finite value in one of the two only, give infinity.
+    """
+    if given.shape != expected.shape or given.dtype != expected.dtype:
+        return float("inf")
+    if not expected.size:
+        return 0.0
+    if expected.dtype == np.bool_:
+        return float(np.max(given != expected))
+    a = given.astype(np.float64)
+    b = expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    if bool(np.all(same)):
+        return 0.0
+    if not bool(np.all(np.isfinite(a[~same]) & np.isfinite(b[~same]))):
+        return float("inf")
+    finite = b[np.isfinite(b)]
+    scale = max(1.0, float(np.max(np.abs(finite)))) if finite.size else 1.0
+    return float(np.max(np.abs(a[~same] - b[~same]))) / scale
+
+
+def largest_error(given: Mapping[str, Array], expected: Mapping[str, Array]) -> float:
+    """Return the largest :func:`error_of` over every tensor of ``expected``; 0 for none."""
+    missing = [name for name in expected if name not in given]
+    if missing:
+        return float("inf")
+    return max((error_of(given[name], expected[name]) for name in expected), default=0.0)
+
+
+def seeded_inputs(
+    specs: Iterable[TensorSpec], seed: int, *, bounds: Optional[Mapping[str, int]] = None
+) -> Dict[str, Array]:
+    """Draw inputs that are the same on every machine and NumPy version.
+
+    float: standard normal; uint8: 0 to 255; other integers: 0 up to a bound (default 2, which
+    indexes any table of two rows or more); booleans: fair coins. Each input has its own stream.
+
+    Args:
+        specs: What to draw.
+        seed: Seed of the whole draw.
+        bounds: Exclusive upper bound of an integer input, by name.
+    """
+    drawn: Dict[str, Array] = {}
+    for spec in specs:
+        # PCG64's raw stream is fixed by NumPy's stream compatibility policy.
+        stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(spec.name.encode())]))
+        if spec.dtype.startswith("float"):
+            values: Array = stream.standard_normal(spec.shape)
+        elif spec.dtype == "bool":
+            values = stream.integers(0, 2, spec.shape)
+        else:
+            bound = (bounds or {}).get(spec.name, 256 if spec.dtype == "uint8" else 2)
+            values = stream.integers(0, bound, spec.shape)
+        drawn[spec.name] = np.asarray(values).astype(spec.dtype).reshape(spec.shape)
+    return drawn
+
+
+class CutParity:
+    """How far one cut's result is from the parity vectors.
+
+    Attributes:
+        cut: The cut's id.
+        error: Largest :func:`error_of` over the model's outputs.
+        ok: Whether every output is within its dtype's tolerance.
+    """
+
+    def __init__(self, cut: str, error: float, *, ok: bool) -> None:
+        self.cut = cut
+        self.error = error
+        self.ok = ok
+
+
+def verify_cuts(program: Program, cuts: Optional[Sequence[int]] = None) -> Iterable[CutParity]:
+    """Replay the parity vectors through cuts of a loaded program, as robot and server would.
+
+    For each cut: the head on the inputs, every frontier tensor through its default codec, the
+    tail on what was decoded, the outputs against those in the bundle. The fused half is proved
+    as well as the chain of segments, since either may be used.
+
+    Args:
+        program: The bundle on the backend to prove.
+        cuts: Indices of cuts; all of them by default.
+
+    Yields:
+        One :class:`CutParity` a cut, in order.
+    """
+    manifest = program.bundle.manifest
+    inputs, expected = program.bundle.parity_vectors()
+    env = program.run(inputs, 0, 0)
+    for index in range(program.last + 1):
+        if index:
+            env = program.run(env, index - 1, index)  # one segment: never a fused half
+        if cuts is not None and index not in cuts:
+            continue
+        given: List[Dict[str, Array]] = [_tail(program, env, index, fused=False)]
+        fused = dict(program.run(inputs, 0, index)) if program.load_half(0, index) else env
+        if fused is not env or program.load_half(index, program.last):
+            given.append(_tail(program, fused, index, fused=True))
+        errors = {
+            name: max(error_of(outputs[name], expected[name]) for outputs in given)
+            for name in expected
+        }
+        dtypes = {spec.name: spec.dtype for spec in manifest.outputs}
+        ok = all(
+            error <= tolerance_for(dtypes[name], manifest.parity.tolerance)
+            for name, error in errors.items()
+        )
+        yield CutParity(manifest.cuts[index].id, max(errors.values(), default=0.0), ok=ok)
+
+
+def _tail(
+    program: Program, env: Mapping[str, Array], index: int, *, fused: bool
+) -> Dict[str, Array]:
+    """Run the rest of the model from what a peer would have received at a cut."""
+    manifest = program.bundle.manifest
+    received = dict(env)
+    if index < program.last:
+        for spec in manifest.specs(manifest.cuts[index].tensors):
+            received[spec.name] = _through_codec(spec, env[spec.name])
+    if fused:
+        program.load_half(index, program.last)
+        return program.outputs(program.run(received, index, program.last))
+    for step in range(index, program.last):
+        received = program.run(received, step, step + 1)
+    return program.outputs(received)
+
+
+def _through_codec(spec: TensorSpec, array: Array) -> Array:
+    codec = default_codec(spec)
+    scratch = memoryview(bytearray(codec.max_encoded_bytes(spec)))
+    decoded = np.empty(spec.shape, spec.dtype)
+    codec.decode(codec.encode(np.ascontiguousarray(array), scratch), decoded)
+    return decoded

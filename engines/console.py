@@ -1,0 +1,103 @@
+"""What every console command shares: errors in one line, logs and progress on stderr.
+
+Exit status: 0 ok, 1 for the user's error (one line on stderr, no traceback), 2 for usage,
+130 after Ctrl-C. ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Optional, TypeVar
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engines.errors import SplitError
+
+__all__ = ["command_options", "print_json", "progress_bar", "stderr"]
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells give it: 128 + SIGINT."""
+
+stderr = Console(stderr=True)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def command_options(function: F) -> F:
+    """Give a click command ``--debug`` and ``--verbose``, and turn errors into one line.
+
+    Place it under ``@click.command``, above the options, so that it wraps the function last.
+    """
+
+    @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.option("--verbose", "-v", is_flag=True, help="Log what happens, on stderr.")
+    @functools.wraps(function)
+    def wrapped(*args: Any, debug: bool, verbose: bool, **kwargs: Any) -> Any:
+        _set_up_logging(verbose=verbose, debug=debug)
+        try:
+            return function(*args, **kwargs)
+        except SplitError as exc:
+            if debug:
+                raise
+            _exit(_one_line(str(exc)), 1)
+        except KeyboardInterrupt:
+            _exit("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            # The reader of our output went away, as in `... | head`: not an error of ours.
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (kept until exit)
+            sys.exit(0)
+        except OSError as exc:
+            if debug:
+                raise
+            place = f"{exc.filename}: " if exc.filename else ""
+            _exit(_one_line(f"{place}{exc.strerror or exc}"), 1)
+
+    return wrapped  # type: ignore[return-value]  # click's options keep the signature open
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress_bar(title: str, total: Optional[int] = None) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar on a terminal, nothing elsewhere.
+
+    Yields:
+        A function of (done, total), to be called as the work advances.
+    """
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done, of: progress.update(task, completed=done, total=of)
+
+
+def _set_up_logging(*, verbose: bool, debug: bool) -> None:
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _exit(message: str, status: int) -> None:
+    click.echo(f"error: {message}" if status == 1 else message, err=True)
+    sys.exit(status)
