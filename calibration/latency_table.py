@@ -1,0 +1,93 @@
+"""Latency tables: how long each segment takes on one device, kept beside the bundle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Optional, Tuple
+
+import msgspec
+
+from engines.bundle import Bundle
+from engines.errors import SplitError
+from engines.fingerprint import Fingerprint
+
+__all__ = ["LatencyTable", "Timing", "load_table", "store_table", "table_path"]
+
+logger = logging.getLogger(__name__)
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Quantiles of a measured time, in seconds."""
+
+    p50_s: float
+    p95_s: float
+
+
+class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
+    """Measured times of a bundle's segments on one device.
+
+    Attributes:
+        bundle: Digest of the bundle.
+        fingerprint: What the times are valid for.
+        runs: Timed runs of each segment.
+        segments: One timing a segment, in order, each run within its chain.
+        whole: The whole model in one fused engine.
+    """
+
+    bundle: str
+    fingerprint: Fingerprint
+    runs: int
+    segments: Tuple[Timing, ...]
+    whole: Timing
+
+    @property
+    def fused_ratio(self) -> float:
+        """Time of the fused whole over the time of the chain, at most 1.
+
+        The runtime runs fused halves where it has them; their time is estimated as this ratio of
+        their segments' time.
+        """
+        chain = sum(segment.p50_s for segment in self.segments)
+        return min(1.0, self.whole.p50_s / chain) if chain > 0 else 1.0
+
+
+def table_path(bundle: Bundle, fingerprint: Fingerprint) -> Path:
+    """Return where this device keeps its table for a bundle."""
+    return bundle.device_folder / f"latency-{fingerprint.key}.json"
+
+
+def store_table(bundle: Bundle, table: LatencyTable) -> Path:
+    """Write ``table`` beside the bundle, whole or not at all, and return its path.
+
+    Raises:
+        SplitError: The device folder cannot be written.
+    """
+    path = table_path(bundle, table.fingerprint)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".latency-", dir=str(path.parent))
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(table), indent=1))
+        os.replace(temporary, str(path))
+    except OSError as exc:
+        raise SplitError(f"{path}: latency table cannot be written: {exc.strerror}") from exc
+    return path
+
+
+def load_table(bundle: Bundle, fingerprint: Fingerprint) -> Optional[LatencyTable]:
+    """Return this device's table for this very bundle, or none. A damaged table is no table."""
+    path = table_path(bundle, fingerprint)
+    try:
+        table = msgspec.json.decode(path.read_bytes(), type=LatencyTable)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as exc:
+        logger.warning("%s: ignored, not a latency table: %s", path, exc)
+        return None
+    fits = len(table.segments) == len(bundle.manifest.segments)
+    if table.bundle != bundle.digest or table.fingerprint != fingerprint or not fits:
+        return None
+    return table

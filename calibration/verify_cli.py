@@ -1,0 +1,57 @@
+"""Prints the parity of every cut, for ``runtime verify`` and ``split-bundle verify``."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from calibration.parity import verify_cuts
+from engines.console import print_json, progress_bar
+from engines.program import Program
+
+__all__ = ["print_parity"]
+
+
+def print_parity(program: Program, *, as_json: bool) -> bool:
+    """Verify every cut of a loaded program and print a table. Returns whether all are ok."""
+    manifest = program.bundle.manifest
+    rows: List[Dict[str, Any]] = []
+    with progress_bar("verifying cuts", len(manifest.cuts)) as advance:
+        for parity in verify_cuts(program):
+            after = manifest.cuts[len(rows)].after
+            row: Dict[str, Any] = {
+                "cut": parity.cut,
+                "max_error": parity.error,
+                "ok": parity.ok,
+                "after": after,
+            }
+            rows.append(row)
+            advance(len(rows), len(manifest.cuts))
+    ok = all(row["ok"] for row in rows)
+    largest = max(row["max_error"] for row in rows)
+    if as_json:
+        print_json(
+            {
+                "bundle": program.bundle.digest,
+                "backend": program.backend.name,
+                "ok": ok,
+                "max_error": largest,
+                "tolerance": manifest.parity.tolerance,
+                "cuts": rows,
+            }
+        )
+        return ok
+    table = Table("cut", "largest error", "", "after")
+    for row in rows:
+        verdict = "ok" if row["ok"] else "over tolerance"
+        table.add_row(row["cut"], f"{row['max_error']:.2e}", verdict, row["after"])
+    Console().print(table)
+    passed = sum(1 for row in rows if row["ok"])
+    click.echo(
+        f"{passed} of {len(rows)} cuts within tolerance on backend {program.backend.name}; "
+        f"largest error {largest:.2e}"
+    )
+    return ok

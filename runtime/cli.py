@@ -1,0 +1,301 @@
+"""``runtime``: serve a bundle, infer with it, measure and verify it on this device."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Dict, List, Optional, TextIO, Tuple, cast
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from calibration.energy import StatePower, parse_power
+from calibration.latency_table import store_table
+from calibration.measure import measure_latency
+from calibration.verify_cli import print_parity
+from engines.backend import BACKENDS, Backend, BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.console import command_options, print_json, progress_bar
+from engines.errors import SourceError
+from engines.program import Program
+from runtime.doctor import examine
+from runtime.robot import PATIENCE_S, Result, Robot
+from runtime.server import Server
+from runtime.sources import open_source
+from runtime.summary import Summary
+from runtime.transport import parse_address
+
+__all__ = ["main"]
+
+_backend = click.option(
+    "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
+)
+_threads = click.option(
+    "--threads", type=click.IntRange(0), default=0, help="Threads to compute with; 0: automatic."
+)
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+@click.version_option(package_name="splitrt")
+def main() -> None:
+    """Run a compiled bundle on a robot, on a server, or on both."""
+
+
+@main.command()
+@click.argument("bundles", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option("--listen", default="127.0.0.1:7447", show_default=True, metavar="HOST:PORT")
+@_backend
+@_threads
+@_json
+@command_options
+def serve(
+    bundles: Tuple[str, ...], listen: str, backend: str, threads: int, as_json: bool
+) -> None:
+    """Serve bundles to robots until SIGTERM or Ctrl-C; port 0 takes a free one.
+
+    What is queued is finished before it ends.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    host, port = parse_address(listen)
+    engine = open_backend(backend, BackendOptions(threads=threads))
+    with ExitStack() as stack:
+        programs = [stack.enter_context(_load(path, engine)) for path in bundles]
+        server = stack.enter_context(Server(programs, host=host, port=port))
+        address = "{}:{}".format(*server.address)
+        if as_json:
+            digests = [program.bundle.digest for program in programs]
+            click.echo(json.dumps({"listening": address, "bundles": digests}))
+        else:
+            names = ", ".join(program.bundle.manifest.name for program in programs)
+            click.echo(f"serving {names} on {address}")
+        sys.stdout.flush()
+        stop.wait()
+        server.close()
+        click.echo(f"served {server.served} requests", err=True)
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--server", metavar="HOST:PORT", help="Where the server is; none: robot alone.")
+@click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
+@click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
+@click.option(
+    "--cut", default="auto", show_default=True, help="auto, local, offload, or the id of a cut."
+)
+@click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file.")
+@click.option("--save", type=click.Path(file_okay=False), help="Save outputs, a .npz a sample.")
+@click.option(
+    "--labels", type=click.Path(), help="Names, one a line: show that of the largest output."
+)
+@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(0, min_open=True),
+    default=PATIENCE_S,
+    show_default=True,
+    help="Longest wait for the server, in seconds.",
+)
+@_backend
+@_threads
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
+@command_options
+def infer(
+    bundle: str,
+    server: Optional[str],
+    source: str,
+    count: Optional[int],
+    cut: str,
+    out: Optional[str],
+    save: Optional[str],
+    labels: Optional[str],
+    power: str,
+    patience: float,
+    backend: str,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Run inferences, one JSON object a line and a summary last (--out, --json)."""
+    names = _labels(labels)
+    opened = Bundle.open(bundle)
+    samples = open_source(source, opened.manifest)
+    folder = None if save is None else Path(save)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        sinks: List[TextIO] = [sys.stdout] if as_json else []
+        if out is not None:
+            sinks.append(stack.enter_context(open(out, "w", encoding="utf-8")))
+        robot = stack.enter_context(
+            Robot(
+                opened,
+                server=server,
+                cut=cut,
+                backend=backend,
+                threads=threads,
+                power=parse_power(power) if power else StatePower(),
+                patience_s=patience,
+            )
+        )
+        summary = Summary()
+        try:
+            for _, sample in zip(range(count or samples.size), samples.samples):
+                result = robot.infer(sample.inputs)
+                summary.add(result)
+                record: Dict[str, Any] = {**result.record(), "source": sample.name}
+                if names:
+                    record["label"] = _label(result, names)
+                _write(sinks, record)
+                if folder is not None:
+                    np.savez(str(folder / f"{result.seq:06d}.npz"), **cast(Any, result.outputs))
+                if not as_json:
+                    click.echo(_line(record))
+        finally:
+            _write(sinks, {"summary": summary.record()})
+            if not as_json:
+                click.echo(_summary_line(summary.record()))
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
+@click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
+@_backend
+@_threads
+@_json
+@command_options
+def profile(
+    bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
+) -> None:
+    """Measure how long each segment takes on this device and keep it beside the bundle."""
+    engine = open_backend(backend, BackendOptions(threads=threads))
+    with _load(bundle, engine) as program, progress_bar("measuring") as advance:
+        table = measure_latency(program, runs=runs, warmup=warmup, progress=advance)
+        path = store_table(program.bundle, table)
+    manifest = program.bundle.manifest
+    rows: List[Dict[str, Any]] = [
+        {
+            "segment": segment.index,
+            "after": manifest.cuts[segment.index + 1].after,
+            "operators": list(segment.operators),
+            "p50_ms": round(timing.p50_s * 1e3, 4),
+            "p95_ms": round(timing.p95_s * 1e3, 4),
+        }
+        for segment, timing in zip(manifest.segments, table.segments)
+    ]
+    chain_ms = sum(float(timing.p50_s) for timing in table.segments) * 1e3
+    if as_json:
+        print_json(
+            {
+                "bundle": program.bundle.digest,
+                "fingerprint": {"backend": engine.name, **table.fingerprint.fields},
+                "runs": table.runs,
+                "segments": rows,
+                "chain_ms": round(chain_ms, 4),
+                "whole_p50_ms": round(table.whole.p50_s * 1e3, 4),
+                "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
+                "file": str(path),
+            }
+        )
+        return
+    shown = RichTable("segment", "operators", "p50 ms", "p95 ms", "after")
+    for row in rows:
+        shown.add_row(
+            str(row["segment"]),
+            " ".join(row["operators"])[:40],
+            str(row["p50_ms"]),
+            str(row["p95_ms"]),
+            row["after"],
+        )
+    Console().print(shown)
+    click.echo(
+        f"{table.runs} runs: segments in a chain {chain_ms:.2f} ms, whole in one engine "
+        f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"
+    )
+
+
+@main.command()
+@click.argument("bundle")
+@_backend
+@_threads
+@_json
+@command_options
+def verify(bundle: str, backend: str, threads: int, as_json: bool) -> None:
+    """Replay the parity vectors through every cut on this device; exit 1 on too large an error."""
+    engine = open_backend(backend, BackendOptions(threads=threads))
+    with _load(bundle, engine) as program:
+        ok = print_parity(program, as_json=as_json)
+    sys.exit(0 if ok else 1)
+
+
+@main.command()
+@_json
+@command_options
+def doctor(as_json: bool) -> None:
+    """Say what is installed, which backends work and how to mend the rest."""
+    checks = examine()
+    if as_json:
+        print_json([check._asdict() for check in checks])
+    else:
+        for check in checks:
+            mark = "ok  " if check.ok else "MISS" if check.needed else "-   "
+            mend = "" if check.ok else f"  -> {check.mend}"
+            click.echo(f"{mark} {check.name:18} {check.found}{mend}")
+    sys.exit(0 if all(check.ok for check in checks if check.needed) else 1)
+
+
+def _load(path: str, engine: Backend) -> Program:
+    bundle = Bundle.open(path)
+    with progress_bar(f"loading {bundle.manifest.name}") as advance:
+        return Program(bundle, engine, progress=advance)
+
+
+def _labels(path: Optional[str]) -> List[str]:
+    if path is None:
+        return []
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SourceError(f"{path}: labels cannot be read: {exc}") from exc
+
+
+def _label(result: Result, names: List[str]) -> str:
+    """Return the name of the largest value of the first output."""
+    scores = next(iter(result.outputs.values())).reshape(-1)
+    best = int(np.argmax(scores))
+    return names[best] if best < len(names) else str(best)
+
+
+def _write(sinks: List[TextIO], record: Dict[str, Any]) -> None:
+    for sink in sinks:
+        sink.write(json.dumps(record) + "\n")
+        sink.flush()
+
+
+def _line(record: Dict[str, Any]) -> str:
+    label = f"  {record['label']}" if "label" in record else ""
+    return (
+        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  cut {record['cut']} "
+        f"{record['answered_by']:8}  robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
+        f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
+        f"{record['energy_j']:.3f} J  {record['source']}{label}"
+    )
+
+
+def _summary_line(summary: Dict[str, Any]) -> str:
+    who = ", ".join(f"{count} {name}" for name, count in summary["answered_by"].items())
+    if not summary["count"]:
+        return "no inference was run"
+    return (
+        f"{summary['count']} inferences ({who}), {summary['failures']} failed; latency p50 "
+        f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
+        f"mean energy {summary['mean_energy_j']:.3f} J (modelled)"
+    )

@@ -1,0 +1,410 @@
+"""The robot's link to its server: kept up in the background, never in the way of an inference.
+
+1. One thread owns the connection: it connects, shakes hands, then reads. When the connection
+   breaks, every request under way fails at once (its robot falls back), and the thread connects
+   again, waiting a little longer after each failure.
+2. An inference writes its request from its own thread, by a deadline, and waits for the answer
+   by the same deadline. Whoever misses a deadline breaks the connection: the handshake that
+   follows proves whether the server lives.
+3. While nothing has been sent for ``PROBE_EVERY_S``, a probe of ``PROBE_BYTES`` keeps the
+   estimate fresh and notices a server that froze.
+4. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+from engines.errors import (
+    CodecError,
+    ConnectError,
+    DeadlineError,
+    LinkError,
+    RemoteProtocolError,
+    SplitError,
+)
+from engines.manifest import Manifest
+from engines.tensors import Array
+from runtime.estimator import LinkEstimator
+from runtime.messages import STALL_S, Channel, Message
+from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.protocol import Role
+from runtime.transport import Deadline, connect
+from runtime.version import SOFTWARE
+from runtime.wire import Error, Hello, Infer, Kind, Nothing, Result, Table, Welcome
+
+__all__ = ["Answer", "Link", "Request"]
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_S = 2.0
+"""Time for connecting and for the server's WELCOME, each."""
+
+PROBE_EVERY_S = 1.0
+PROBE_BYTES = 32_768
+"""Probes take at most 32 kB a second, and only of an idle link."""
+
+_FIRST_WAIT_S = 0.05
+_LONGEST_WAIT_S = 0.5
+"""Wait before connecting again: doubled after each failure, so that a server that came back is
+used again within a second."""
+
+
+class Answer(NamedTuple):
+    """A server's answer.
+
+    Attributes:
+        tensors: The cut's results by name.
+        result: The server's times.
+        bytes_up: Size of the request's message.
+        bytes_down: Size of the answer's message.
+        elapsed_s: From the first byte sent to the last received.
+    """
+
+    tensors: Dict[str, Array]
+    result: Result
+    bytes_up: int
+    bytes_down: int
+    elapsed_s: float
+
+
+class Request:
+    """A request under way. Created by :meth:`Link.send`."""
+
+    def __init__(self, number: int, cut: int) -> None:
+        self.number = number
+        self.cut = cut
+        self.begin_s = time.monotonic()
+        self.bytes_up = 0
+        self.abandoned = False
+        self._settled = threading.Event()
+        self._answer: Optional[Answer] = None
+        self._error: Optional[LinkError] = None
+
+    def wait(self, deadline: Deadline) -> Optional[Answer]:
+        """Return the answer; none if the deadline came first.
+
+        Raises:
+            LinkError: The request failed: the connection broke or the server could not do it.
+        """
+        if not self._settled.wait(deadline.remaining_s()):
+            return None
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None  # settled without an error
+        return self._answer
+
+    def settle(self, answer: Optional[Answer], error: Optional[LinkError] = None) -> None:
+        """Give the waiting thread its answer or error; the first one counts."""
+        if not self._settled.is_set():
+            self._answer, self._error = answer, error
+            self._settled.set()
+
+
+class Link:
+    """A robot's connection to one server. Safe across threads.
+
+    Args:
+        host: Server's host.
+        port: Server's port.
+        manifest: The bundle's manifest.
+        digest: The bundle's digest; the server must have the same bundle.
+        table: The robot's latency table, told to the server.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        manifest: Manifest,
+        digest: str,
+        table: Optional[Table] = None,
+    ) -> None:
+        self.estimator = LinkEstimator()
+        self.server_table: Optional[Table] = None
+        self.trouble = "not connected yet"
+        self.fatal: Optional[SplitError] = None
+        self._address = (host, port)
+        self._manifest = manifest
+        self._hello = Hello(digest, SOFTWARE, table)
+        self._lock = threading.Lock()
+        self._channel: Optional[Channel] = None
+        self._requests: Dict[int, Request] = {}
+        self._pings: Dict[int, Tuple[float, int]] = {}
+        self._next = 1
+        self._busy_until_s = 0.0
+        self._closing = threading.Event()
+        self._settled = threading.Event()
+        self._reader = threading.Thread(target=self._keep_up, name="splitrt-link", daemon=True)
+        self._prober = threading.Thread(target=self._probe, name="splitrt-probe", daemon=True)
+        self._reader.start()
+        self._prober.start()
+
+    def __repr__(self) -> str:
+        state = "up" if self.up else f"down: {self.trouble}"
+        return f"<Link {self._address[0]}:{self._address[1]} {state}>"
+
+    @property
+    def up(self) -> bool:
+        """Whether requests can be sent now."""
+        return self._channel is not None
+
+    def wait_settled(self, timeout_s: float) -> bool:
+        """Wait until the first attempt to connect has ended; returns whether the link is up."""
+        self._settled.wait(timeout_s)
+        return self.up
+
+    def send(
+        self,
+        cut_index: int,
+        tensors: Mapping[str, Array],
+        *,
+        deadline: Deadline,
+    ) -> Request:
+        """Send the frontier of a cut.
+
+        Args:
+            cut_index: Index of the cut.
+            tensors: Its frontier, by name; left alone until this returns.
+            deadline: When the last byte must be with the kernel.
+
+        Raises:
+            LinkError: There is no connection, or it broke.
+            DeadlineError: The deadline came first; the connection was broken off.
+        """
+        cut = self._manifest.cuts[cut_index]
+        parts, payload = pack_tensors(self._manifest.specs(cut.tensors), tensors)
+        with self._lock:
+            channel = self._channel
+            if channel is None:
+                raise LinkError(f"no connection: {self.trouble}")
+            request = Request(self._next, cut_index)
+            self._next += 1
+            self._requests[request.number] = request
+        try:
+            request.bytes_up = channel.send(
+                Kind.INFER,
+                Infer(parts),
+                request=request.number,
+                cut=int(cut.id, 16),
+                tensors=len(parts),
+                payload=payload,
+                deadline=deadline,
+            )
+        except LinkError as exc:
+            sent = sum(view.nbytes for view in payload)
+            self._learn_from_failure(channel, request, sent, exc)
+            raise
+        return request
+
+    def abandon(self, request: Request) -> None:
+        """Give up a request that missed its deadline, and break the connection off."""
+        request.abandoned = True
+        with self._lock:
+            channel = self._channel
+        if channel is not None:
+            late = DeadlineError("the server did not answer in the time given")
+            self._learn_from_failure(channel, request, request.bytes_up, late)
+            channel.stream.abort()
+
+    def close(self) -> None:
+        """Say goodbye and end the threads; safe to call again."""
+        self._closing.set()
+        with self._lock:
+            channel = self._channel
+        if channel is not None:
+            try:
+                channel.send(Kind.GOODBYE, deadline=Deadline(0.2))
+            except LinkError as exc:
+                logger.debug("goodbye not sent: %s", exc)
+            channel.stream.abort()
+        self._reader.join(HANDSHAKE_S * 2 + 1)
+        self._prober.join(PROBE_EVERY_S + 1)
+
+    # -- the connection's own thread ---------------------------------------------------------
+
+    def _keep_up(self) -> None:
+        wait_s = _FIRST_WAIT_S
+        host, port = self._address
+        while not self._closing.is_set():
+            channel: Optional[Channel] = None
+            try:
+                stream = connect(host, port, deadline=Deadline(HANDSHAKE_S))
+                channel = Channel(stream, Role.ROBOT)
+                self._open(channel)
+                wait_s = _FIRST_WAIT_S
+                while True:
+                    self._take(channel, channel.receive())
+            except LinkError as exc:
+                self._down(channel, exc)
+            except Exception as exc:  # the link's process loop: the robot goes on without it
+                logger.exception("the link ended by a fault of this program")
+                self._down(channel, LinkError(f"internal error: {type(exc).__name__}"))
+            if self._closing.wait(wait_s):
+                return
+            wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+
+    def _open(self, channel: Channel) -> None:
+        """Shake hands, let requests through and measure the link once."""
+        welcome = self._shake_hands(channel)
+        self.server_table = welcome.table
+        with self._lock:
+            self._channel = channel
+        logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
+        self._ping(channel, 0)
+        self._ping(channel, PROBE_BYTES)
+
+    def _shake_hands(self, channel: Channel) -> Welcome:
+        peer = channel.stream.peer
+        deadline = Deadline(HANDSHAKE_S)
+        channel.send(Kind.HELLO, self._hello, deadline=deadline)
+        try:
+            message = channel.receive(deadline=deadline)
+        except DeadlineError:
+            raise ConnectError(
+                f"{peer}: accepted the connection but sent no WELCOME in {HANDSHAKE_S:.0f} s; "
+                "is it a SplitRT server, and alive?"
+            ) from None
+        except RemoteProtocolError as exc:
+            self.fatal = RemoteProtocolError(f"{peer}: not a SplitRT server: {exc}")
+            raise self.fatal from exc
+        if isinstance(message.meta, Error):
+            self.fatal = ConnectError(f"{peer}: refused: {message.meta.message}")
+            raise self.fatal
+        assert isinstance(message.meta, Welcome)  # the state machine lets nothing else through
+        self.fatal = None
+        return message.meta
+
+    def _take(self, channel: Channel, message: Message) -> None:
+        """Act on one message."""
+        kind, number = message.header.kind, message.header.request
+        if kind is Kind.RESULT:
+            self._take_result(channel, message)
+        elif kind is Kind.ERROR:
+            assert isinstance(message.meta, Error)  # as decoded for this kind
+            if not number:
+                raise LinkError(f"the server gave up: {message.meta.message}")
+            failed = self._forget(number)
+            if failed is not None:
+                failed.settle(None, LinkError(f"the server failed: {message.meta.message}"))
+        elif kind is Kind.PONG:
+            self._take_pong(number)
+        elif kind is Kind.PING:
+            channel.answer_ping(message)
+        elif kind is Kind.GOODBYE:
+            raise LinkError("the server said goodbye")
+
+    def _take_result(self, channel: Channel, message: Message) -> None:
+        header, result = message
+        assert isinstance(result, Result)  # as decoded for this kind
+        with self._lock:
+            request = self._requests.get(header.request)
+        if request is None:
+            raise RemoteProtocolError(
+                f"RESULT of request {header.request}, which is not under way"
+            )
+        cut = self._manifest.cuts[request.cut]
+        if header.cut != int(cut.id, 16):
+            raise RemoteProtocolError(f"RESULT of cut {header.cut:08x}, expected {cut.id}")
+        specs = self._manifest.specs(cut.results)
+        check_parts(specs, result.parts)
+        error: Optional[CodecError] = None
+        tensors: Dict[str, Array] = {}
+        try:
+            tensors = read_tensors(
+                channel.stream, specs, result.parts, deadline=Deadline(None), stall_s=STALL_S
+            )
+        except CodecError as exc:
+            error = exc
+        elapsed_s = time.monotonic() - request.begin_s
+        self._forget(header.request)
+        if error is not None:
+            request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
+            return
+        down = header.payload_bytes + header.meta_bytes
+        answer = Answer(tensors, result, request.bytes_up, down, elapsed_s)
+        on_link_s = elapsed_s - result.queue_s - result.compute_s
+        self.estimator.transfer(request.bytes_up + down, max(on_link_s, 0.0))
+        request.settle(answer)
+
+    def _down(self, channel: Optional[Channel], why: LinkError) -> None:
+        """Fail every request under way and note why."""
+        with self._lock:
+            was_up = self._channel is not None
+            self._channel = None
+            failed: Sequence[Request] = list(self._requests.values())
+            self._requests.clear()
+            self._pings.clear()
+        self.trouble = str(why)
+        if channel is not None:
+            channel.stream.close()
+        for request in failed:
+            request.settle(None, LinkError(f"the connection broke: {why}"))
+        if was_up and not self._closing.is_set():
+            logger.warning("link down: %s; running on the robot, connecting again", why)
+        self._settled.set()
+
+    # -- probes ------------------------------------------------------------------------------
+
+    def _probe(self) -> None:
+        while not self._closing.wait(PROBE_EVERY_S / 4):
+            now = time.monotonic()
+            with self._lock:
+                channel = self._channel
+                asked = min((at for at, _ in self._pings.values()), default=now)
+                idle = not self._requests and not self._pings
+                due = now >= self._busy_until_s
+            if channel is None:
+                continue
+            if now - asked > STALL_S:
+                logger.info("%s: no answer to a probe", channel.stream.peer)
+                channel.stream.abort()
+            elif idle and due:
+                try:
+                    self._ping(channel, PROBE_BYTES)
+                except LinkError as exc:
+                    logger.debug("probe not sent: %s", exc)
+
+    def _ping(self, channel: Channel, size: int) -> None:
+        with self._lock:
+            number = self._next
+            self._next += 1
+            self._pings[number] = (time.monotonic(), size)
+            self._busy_until_s = time.monotonic() + PROBE_EVERY_S
+        payload = [memoryview(bytes(size))] if size else []
+        channel.send(Kind.PING, Nothing(), request=number, payload=payload)
+
+    def _take_pong(self, number: int) -> None:
+        with self._lock:
+            sent = self._pings.pop(number, None)
+        if sent is None:
+            raise RemoteProtocolError(f"PONG of probe {number}, which was not sent")
+        begin_s, size = sent
+        elapsed_s = time.monotonic() - begin_s
+        if size:
+            self.estimator.transfer(size, elapsed_s)
+            self._settled.set()
+        else:
+            self.estimator.round_trip(elapsed_s)
+
+    # -- shared ------------------------------------------------------------------------------
+
+    def _forget(self, number: int) -> Optional[Request]:
+        with self._lock:
+            self._busy_until_s = time.monotonic() + PROBE_EVERY_S
+            return self._requests.pop(number, None)
+
+    def _learn_from_failure(
+        self, channel: Channel, request: Request, sent: int, why: LinkError
+    ) -> None:
+        """Count what a failed transfer did deliver: a slow link must not look unknown."""
+        left = channel.stream.unacknowledged_bytes()
+        elapsed_s = time.monotonic() - request.begin_s
+        if isinstance(why, DeadlineError) and left:
+            self.estimator.transfer(max(sent - left, 0), elapsed_s)
+        self._forget(request.number)
+        request.settle(None, why)

@@ -1,0 +1,359 @@
+"""The robot: runs a model up to a cut, lets the server run the rest, and never waits for ever.
+
+One inference:
+
+1. The selector chooses a cut from the latency tables and the link as estimated.
+2. The robot runs the head and keeps the frontier.
+3. It sends the frontier and waits for the answer, at most ``patience_s`` in all.
+4. If the answer does not come, the robot runs the tail itself, from the frontier it kept. So an
+   inference takes at most local time plus ``patience_s``, whatever the link does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+from calibration.energy import StatePower
+from calibration.predictor import CutCosts, Prediction, cut_costs
+from engines.backend import BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.errors import LinkError, SplitError
+from engines.program import Program
+from engines.tensors import Array
+from runtime.link import Answer, Link
+from runtime.selector import Decision, Situation, open_selector
+from runtime.tables import table_for, wire_table
+from runtime.transport import Deadline, parse_address
+from runtime.wire import Table
+
+__all__ = ["Result", "Robot"]
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 0.8
+"""Default longest wait for the server after the head is done."""
+
+_SHORTEST_PATIENCE_S = 0.25
+_PATIENCE_FACTOR = 4.0
+"""Where a remote time is predicted, the robot waits this many times as long before it falls
+back, but between ``_SHORTEST_PATIENCE_S`` and its patience."""
+
+_CONNECT_S = 3.0
+_QUEUE_WEIGHT = 0.3
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answered inference. Times in seconds, sizes in bytes.
+
+    Attributes:
+        outputs: The model's outputs by name.
+        seq: Number of the inference, from 0.
+        cut: Id of the cut.
+        answered_by: ``remote``; ``local`` if the selector chose the robot alone; ``fallback`` if
+            the robot did what was the server's part.
+        reason: Why this cut, and what went wrong, in a few words.
+        latency_s: From the call to the answer.
+        robot_s: Computing and coding on the robot.
+        link_s: Sending, receiving and waiting, less the server's time.
+        server_s: Computing and coding on the server.
+        queue_s: Waiting for its turn at the server.
+        bytes_up: Sent for this inference.
+        bytes_down: Received for it.
+        goodput_bps: The link's estimated goodput afterwards; none while unknown.
+        energy_j: Modelled energy on the robot.
+        predicted: What the selector expected; none where it could not tell.
+    """
+
+    outputs: Dict[str, Array]
+    seq: int
+    cut: str
+    answered_by: str
+    reason: str
+    latency_s: float
+    robot_s: float
+    link_s: float
+    server_s: float
+    queue_s: float
+    bytes_up: int
+    bytes_down: int
+    goodput_bps: Optional[float]
+    energy_j: float
+    predicted: Optional[Prediction]
+
+    def record(self) -> Dict[str, Any]:
+        """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
+        goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
+        predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
+        return {
+            "seq": self.seq,
+            "latency_ms": _ms(self.latency_s),
+            "cut": self.cut,
+            "answered_by": self.answered_by,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "robot_ms": _ms(self.robot_s),
+            "link_ms": _ms(self.link_s),
+            "server_ms": _ms(self.server_s),
+            "queue_ms": _ms(self.queue_s),
+            "goodput_mbps": goodput,
+            "energy_j": round(self.energy_j, 6),
+            "predicted_ms": predicted,
+            "reason": self.reason,
+        }
+
+
+class Robot:
+    """Runs a bundle's model on this robot, with a server's help where that is quicker.
+
+    Safe across threads. A context manager; ``close`` ends the link.
+
+    Args:
+        bundle: The bundle, or its path.
+        server: ``HOST:PORT`` of a server with the same bundle; none for the robot alone.
+        cut: ``auto``, ``local``, ``offload`` or the id of a cut; ``infer`` may override it.
+        backend: Name of the backend.
+        threads: Threads that it computes with; 0 for its own choice.
+        power: The robot's power by state, for the modelled energy.
+        patience_s: Longest wait for the server in one inference.
+
+    Raises:
+        BundleError: The bundle cannot be opened.
+        EngineError: It cannot be loaded on the backend.
+        ConnectError: The server has another bundle.
+        RemoteProtocolError: What answers there is not a SplitRT server.
+            (A server that cannot be reached is no error: the robot works alone and goes on
+            trying.)
+    """
+
+    def __init__(
+        self,
+        bundle: "Union[Bundle, str, Path]",
+        *,
+        server: Optional[str] = None,
+        cut: str = "auto",
+        backend: str = "ort",
+        threads: int = 0,
+        power: StatePower = StatePower(),
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        if not (math.isfinite(patience_s) and patience_s > 0):
+            raise SplitError(f"patience: expected seconds above 0, given {patience_s}")
+        address = None if server is None else parse_address(server)
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._selector_name = cut
+        self._selector = open_selector(cut, self.bundle.manifest)
+        self._power = power
+        self._patience_s = patience_s
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._costs: Optional[Tuple[Table, CutCosts]] = None
+        self._queue_s = 0.0
+        self.program = Program(self.bundle, open_backend(backend, BackendOptions(threads=threads)))
+        self.link: Optional[Link] = None
+        try:
+            self._table = wire_table(table_for(self.program))
+            if address is not None:
+                self.link = self._connected(*address)
+        except SplitError:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Robot {self.bundle.manifest.name} {self._selector_name} {self.link!r}>"
+
+    def __enter__(self) -> Robot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the link and free the engines; safe to call again."""
+        if self.link is not None:
+            self.link.close()
+        self.program.close()
+
+    def prepare(self, cut: str) -> None:
+        """Load the fused engines of a cut now, so that its first inference runs on them."""
+        index = self.bundle.manifest.cut(cut).index
+        self.program.load_half(0, index)
+        self.program.load_half(index, self.program.last)
+
+    def infer(self, inputs: Mapping[str, Array], *, cut: Optional[str] = None) -> Result:
+        """Run one inference.
+
+        Args:
+            inputs: The model's inputs by name.
+            cut: Overrides the robot's own choice: ``auto``, ``local``, ``offload`` or a cut's id.
+
+        Returns:
+            The outputs and what happened.
+
+        Raises:
+            TensorMismatchError: An input does not fit the model.
+            EngineError: This robot's own backend failed. (The link and the server cannot make an
+                inference fail.)
+        """
+        begin = time.monotonic()
+        selector = self._selector if cut is None else open_selector(cut, self.bundle.manifest)
+        decision = selector.decide(self._situation())
+        env = self.program.run(inputs, 0, decision.cut)
+        head_s = time.monotonic() - begin
+        last = self.program.last
+        answer: Optional[Answer] = None
+        reason = decision.reason
+        waited_s = tail_s = 0.0
+        if decision.cut < last:
+            answer, trouble, waited_s = self._ask(decision, env)
+            if answer is not None:
+                env = {**env, **answer.tensors}
+            else:
+                reason = f"{reason}; {trouble}"
+        # By default the robot itself did all of it; a fallback did what was the server's.
+        answered_by = "remote" if answer is not None else "local"
+        if answer is None:
+            again = time.monotonic()
+            env = self.program.run(env, decision.cut, last)
+            tail_s = time.monotonic() - again
+            if decision.cut < last or (self.link is not None and self._wanted_server(cut)):
+                answered_by = "fallback"
+        outputs = self.program.outputs(env)
+        latency_s = time.monotonic() - begin
+        return self._result(
+            outputs=outputs,
+            decision=decision,
+            answered_by=answered_by,
+            reason=reason,
+            latency_s=latency_s,
+            robot_s=head_s + tail_s,
+            waited_s=waited_s,
+            answer=answer,
+        )
+
+    # -- one inference -----------------------------------------------------------------------
+
+    def _ask(
+        self, decision: Decision, env: Mapping[str, Array]
+    ) -> "Tuple[Optional[Answer], str, float]":
+        """Send the frontier and wait. Returns the answer or none, why, and the seconds spent."""
+        assert self.link is not None  # without a link the last cut is chosen
+        patience_s = self._patience(decision)
+        frontier = self.bundle.manifest.cuts[decision.cut].tensors
+        begin = time.monotonic()
+        deadline = Deadline(patience_s)
+        answer: Optional[Answer] = None
+        trouble = ""
+        try:
+            request = self.link.send(
+                decision.cut, {name: env[name] for name in frontier}, deadline=deadline
+            )
+            answer = request.wait(deadline)
+            if answer is None:
+                self.link.abandon(request)
+                trouble = f"no answer within {patience_s * 1e3:.0f} ms"
+        except LinkError as exc:
+            trouble = str(exc)
+        if answer is not None:
+            with self._lock:
+                self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
+        return answer, trouble, time.monotonic() - begin
+
+    def _patience(self, decision: Decision) -> float:
+        prediction = decision.prediction
+        if prediction is None or not math.isfinite(prediction.latency_s):
+            return self._patience_s
+        remote_s = prediction.link_s + prediction.server_s + prediction.queue_s
+        return min(self._patience_s, max(_SHORTEST_PATIENCE_S, _PATIENCE_FACTOR * remote_s))
+
+    def _wanted_server(self, cut: Optional[str]) -> bool:
+        """Whether the user named a cut with a server's part: running alone is a fallback then."""
+        name = self._selector_name if cut is None else cut
+        if name == "offload":
+            return True
+        if name in ("auto", "local"):
+            return False
+        return self.bundle.manifest.cut(name).index < self.program.last
+
+    def _situation(self) -> Situation:
+        link = self.link
+        if link is None or not link.up:
+            return Situation(self._costs_of(None), None, self._queue_s, self._power)
+        return Situation(
+            self._costs_of(link.server_table), link.estimator.estimate, self._queue_s, self._power
+        )
+
+    def _costs_of(self, server: Optional[Table]) -> Optional[CutCosts]:
+        """Sum up both tables, once for each table that a server sent."""
+        if server is None or len(server.segments_s) != self.program.last:
+            return None
+        with self._lock:
+            if self._costs is None or self._costs[0] is not server:
+                costs = cut_costs(self.bundle.manifest, self._table.segments_s, server.segments_s)
+                self._costs = (server, costs)
+            return self._costs[1]
+
+    def _result(
+        self,
+        *,
+        outputs: Dict[str, Array],
+        decision: Decision,
+        answered_by: str,
+        reason: str,
+        latency_s: float,
+        robot_s: float,
+        waited_s: float,
+        answer: Optional[Answer],
+    ) -> Result:
+        server_s = queue_s = 0.0
+        up = down = 0
+        if answer is not None:
+            server_s, queue_s = answer.result.compute_s, answer.result.queue_s
+            up, down = answer.bytes_up, answer.bytes_down
+        link_s = max(waited_s - server_s - queue_s, 0.0)
+        estimate = None if self.link is None else self.link.estimator.estimate
+        return Result(
+            outputs=outputs,
+            seq=next(self._numbers),
+            cut=self.bundle.manifest.cuts[decision.cut].id,
+            answered_by=answered_by,
+            reason=reason,
+            latency_s=latency_s,
+            robot_s=robot_s,
+            link_s=link_s,
+            server_s=server_s,
+            queue_s=queue_s,
+            bytes_up=up,
+            bytes_down=down,
+            goodput_bps=None if estimate is None else estimate.goodput_bps,
+            energy_j=self._power.energy_j(
+                compute_s=robot_s, communicate_s=link_s, idle_s=server_s + queue_s
+            ),
+            predicted=decision.prediction,
+        )
+
+    def _connected(self, host: str, port: int) -> Link:
+        link = Link(
+            host,
+            port,
+            manifest=self.bundle.manifest,
+            digest=self.bundle.digest,
+            table=self._table,
+        )
+        if not link.wait_settled(_CONNECT_S):
+            if link.fatal is not None:
+                link.close()
+                raise link.fatal
+            logger.warning("%s; running on the robot, connecting again", link.trouble)
+        return link
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)

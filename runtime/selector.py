@@ -1,0 +1,123 @@
+"""Chooses the cut of the next inference. Pure: no clock, no I/O, so that runs can be replayed.
+
+To add a selector: write a class with ``decide`` and add a line to ``SELECTORS``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Protocol
+
+from calibration.energy import StatePower
+from calibration.predictor import CutCosts, Prediction, predict
+from engines.manifest import Manifest
+from runtime.estimator import LinkEstimate
+
+__all__ = ["SELECTORS", "Decision", "Selector", "Situation", "open_selector"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a selector may know.
+
+    Attributes:
+        costs: Costs of every cut; none while a latency table is missing.
+        link: The link as estimated; none while there is no connection.
+        queue_s: Expected wait at the server in seconds.
+        power: The robot's power by state.
+    """
+
+    costs: Optional[CutCosts]
+    link: Optional[LinkEstimate]
+    queue_s: float
+    power: StatePower
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the next inference does.
+
+    Attributes:
+        cut: Index of the cut; the last runs all of it on the robot.
+        reason: Why, in a few words.
+        prediction: What it is expected to take; none where it cannot be predicted.
+    """
+
+    cut: int
+    reason: str
+    prediction: Optional[Prediction]
+
+
+class Selector(Protocol):
+    """Chooses a cut."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """Choose the cut of the next inference; takes well under a millisecond."""
+
+
+class LeastLatency:
+    """``auto``: the cut of least predicted latency, running on the robot alone included."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._last = len(manifest.cuts) - 1
+
+    def decide(self, situation: Situation) -> Decision:
+        link, costs = situation.link, situation.costs
+        if link is None:
+            return Decision(self._last, "no connection", None)
+        if costs is None:
+            return Decision(self._last, "no latency table of the server", None)
+        predictions = predict(
+            costs,
+            goodput_bps=link.goodput_bps,
+            rtt_s=link.rtt_s,
+            queue_s=situation.queue_s,
+            power=situation.power,
+        )
+        best = min(predictions, key=lambda prediction: prediction.latency_s)
+        reason = "goodput unknown" if link.goodput_bps is None else "least predicted latency"
+        return Decision(best.cut, reason, best)
+
+
+class Fixed:
+    """A cut that the user named; the robot alone while there is no connection."""
+
+    def __init__(self, manifest: Manifest, cut: int) -> None:
+        self._last = len(manifest.cuts) - 1
+        self._cut = cut
+
+    def decide(self, situation: Situation) -> Decision:
+        link, costs = situation.link, situation.costs
+        if link is None and self._cut != self._last:
+            return Decision(self._last, "no connection", None)
+        prediction: Optional[Prediction] = None
+        goodput = None if link is None else link.goodput_bps
+        if costs is not None and (goodput or self._cut == self._last):
+            prediction = predict(
+                costs,
+                goodput_bps=goodput,
+                rtt_s=0.0 if link is None else link.rtt_s,
+                queue_s=situation.queue_s,
+                power=situation.power,
+            )[self._cut]
+        return Decision(self._cut, "named by the user", prediction)
+
+
+SELECTORS: Dict[str, Callable[[Manifest], Selector]] = {
+    "auto": LeastLatency,
+    "local": lambda manifest: Fixed(manifest, len(manifest.cuts) - 1),
+    "offload": lambda manifest: Fixed(manifest, 0),
+}
+"""Selectors by name. Any other name is the id of a cut."""
+
+
+def open_selector(name: str, manifest: Manifest) -> Selector:
+    """Return the selector called ``name``, or the one that always takes the cut of that id.
+
+    Raises:
+        ManifestError: Neither a selector nor a cut of this bundle.
+    """
+    factory = SELECTORS.get(name)
+    if factory is not None:
+        return factory(manifest)
+    return Fixed(manifest, manifest.cut(name).index)

@@ -1,0 +1,148 @@
+"""The server: listens, gives each robot a session, and runs their requests on one device."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from typing import Dict, List, Sequence, Tuple
+
+from engines.errors import SplitError
+from engines.program import Program
+from runtime.scheduler import Scheduler
+from runtime.session import Served, Session
+from runtime.tables import table_for, wire_table
+from runtime.transport import Stream, listen
+from runtime.version import SOFTWARE
+
+__all__ = ["Server"]
+
+logger = logging.getLogger(__name__)
+
+MAX_CLIENTS = 64
+"""Connections served at a time; one more is closed at once."""
+
+
+class Server:
+    """Serves bundles to robots. A context manager; ``close`` drains.
+
+    Args:
+        programs: The loaded bundles.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one.
+
+    Raises:
+        ConnectError: The address cannot be listened on.
+    """
+
+    def __init__(
+        self, programs: Sequence[Program], *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        if not programs:
+            raise SplitError("serve: expected at least one bundle, given none")
+        self._socket = listen(host, port)
+        self._sessions: Dict[Session, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._bundles: Dict[str, Served] = {}
+        for program in programs:
+            table = wire_table(table_for(program))
+            self._bundles[program.bundle.digest] = Served(program, table)
+        self._scheduler = Scheduler()
+        self._acceptor = threading.Thread(target=self._accept, name="splitrt-accept", daemon=True)
+        self._acceptor.start()
+
+    def __repr__(self) -> str:
+        host, port = self.address
+        return f"<Server {host}:{port} {len(self._bundles)} bundles {self.clients} clients>"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def address(self) -> Tuple[str, int]:
+        """Host and port that it listens on."""
+        host, port = self._socket.getsockname()[:2]
+        return str(host), int(port)
+
+    @property
+    def clients(self) -> int:
+        """Robots connected now."""
+        with self._lock:
+            return len(self._sessions)
+
+    @property
+    def served(self) -> int:
+        """Requests computed since the start."""
+        return self._scheduler.served
+
+    def close(self, *, drain_s: float = 5.0) -> None:
+        """Take no more connections, finish what is queued, say goodbye, close. Idempotent.
+
+        Args:
+            drain_s: Longest time for queued requests to finish.
+        """
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        # A closed listening socket does not wake accept(); shutting it down does.
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError as exc:
+            logger.debug("listening socket: %s", exc)
+        self._acceptor.join()
+        self._socket.close()
+        if not self._scheduler.stop(timeout_s=drain_s):
+            logger.warning("requests were still running after %.1f s; left unanswered", drain_s)
+        with self._lock:
+            sessions: List[Tuple[Session, threading.Thread]] = list(self._sessions.items())
+        for session, _ in sessions:
+            session.say_goodbye()
+        for session, thread in sessions:
+            thread.join(1.0)
+            if thread.is_alive():
+                session.abort()
+                thread.join(1.0)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, address = self._socket.accept()
+            except OSError as exc:
+                if self._closing.is_set():
+                    return
+                logger.warning("accept: %s", exc.strerror or exc)
+                continue
+            self._begin(sock, f"{address[0]}:{address[1]}")
+
+    def _begin(self, sock: socket.socket, peer: str) -> None:
+        if self.clients >= MAX_CLIENTS:
+            logger.warning("%s: turned away, %d clients are connected", peer, MAX_CLIENTS)
+            sock.close()
+            return
+        try:
+            stream = Stream(sock, peer)
+        except OSError as exc:
+            logger.info("%s: gone before it was served: %s", peer, exc)
+            sock.close()
+            return
+        session = Session(stream, self._bundles, self._scheduler, software=SOFTWARE)
+        thread = threading.Thread(
+            target=self._serve, args=(session,), name=f"splitrt-read-{peer}", daemon=True
+        )
+        with self._lock:
+            self._sessions[session] = thread
+        thread.start()
+
+    def _serve(self, session: Session) -> None:
+        try:
+            session.run()
+        except Exception:  # the process loop of one robot: the others go on
+            logger.exception("%r ended by a fault of this program", session)
+        finally:
+            session.abort()
+            with self._lock:
+                del self._sessions[session]

@@ -1,0 +1,43 @@
+"""Sums up the inferences of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Dict, List
+
+import numpy as np
+
+from runtime.robot import Result
+
+__all__ = ["Summary"]
+
+
+class Summary:
+    """Counts results and failures; quantiles of their latency."""
+
+    def __init__(self) -> None:
+        self._latency_ms: List[float] = []
+        self._energy_j: List[float] = []
+        self._answered_by: "Counter[str]" = Counter()
+        self.failures = 0
+
+    def add(self, result: Result) -> None:
+        """Count an answered inference."""
+        self._latency_ms.append(result.latency_s * 1e3)
+        self._energy_j.append(result.energy_j)
+        self._answered_by[result.answered_by] += 1
+
+    def record(self) -> Dict[str, Any]:
+        """Return count, failures, who answered, quantiles of latency (ms) and mean energy (J)."""
+        latency = np.asarray(self._latency_ms, np.float64)
+        record: Dict[str, Any] = {
+            "count": len(latency),
+            "failures": self.failures,
+            "answered_by": dict(sorted(self._answered_by.items())),
+        }
+        for quantile in (50, 95, 99):
+            value = float(np.percentile(latency, quantile)) if latency.size else None
+            record[f"p{quantile}_ms"] = None if value is None else round(value, 3)
+        mean_j = float(np.mean(self._energy_j)) if self._energy_j else None
+        record["mean_energy_j"] = None if mean_j is None else round(mean_j, 6)
+        return record

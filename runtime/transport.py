@@ -1,0 +1,220 @@
+"""The I/O edge: a TCP stream with deadlines, and nothing of what the bytes mean.
+
+Every operation ends by its deadline or fails with a :class:`~engines.errors.LinkError`; no
+``OSError`` escapes. Payloads are read by ``recv_into`` straight into the caller's buffer and
+written by ``sendmsg`` from the caller's buffers, so tensors are not copied here.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from contextlib import contextmanager, suppress
+from typing import Iterator, List, Optional, Sequence, Tuple
+
+from engines.errors import ConnectError, DeadlineError, LinkError, SplitError
+
+__all__ = ["Deadline", "Stream", "connect", "listen", "parse_address"]
+
+_KEEPALIVE_IDLE_S = 15
+"""A peer that vanished without a word is noticed after this and three more probes of 5 s."""
+
+_MAX_BUFFERS = 512
+"""Buffers in one ``sendmsg``; Linux takes 1024 (IOV_MAX)."""
+
+_SIOCOUTQ = 0x5411
+"""Linux ioctl: bytes in the send queue that the peer has not acknowledged (tcp(7))."""
+
+
+class Deadline:
+    """A point in time that several steps share.
+
+    Args:
+        timeout_s: Seconds from now; none for no deadline.
+    """
+
+    def __init__(self, timeout_s: Optional[float]) -> None:
+        self._at_s = None if timeout_s is None else time.monotonic() + timeout_s
+
+    def remaining_s(self) -> Optional[float]:
+        """Seconds left, at least 0; none for no deadline."""
+        return None if self._at_s is None else max(0.0, self._at_s - time.monotonic())
+
+
+class Stream:
+    """A connected TCP socket. One thread may read while another writes.
+
+    The socket never blocks; each operation polls for as long as its own deadline allows. (A
+    socket timeout would be shared by the two threads.)
+
+    Args:
+        sock: Connected; owned by the stream from now on.
+        peer: Name of the other end, for messages.
+    """
+
+    def __init__(self, sock: socket.socket, peer: str) -> None:
+        self.peer = peer
+        self._sock = sock
+        self.bytes_read = 0
+        self.bytes_written = 0
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (("KEEPIDLE", _KEEPALIVE_IDLE_S), ("KEEPINTVL", 5), ("KEEPCNT", 3)):
+            option = getattr(socket, f"TCP_{name}", None)
+            if option is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def __repr__(self) -> str:
+        return f"<Stream {self.peer} read {self.bytes_read} written {self.bytes_written}>"
+
+    def read_into(
+        self, buffer: memoryview, *, deadline: Deadline, stall_s: Optional[float] = None
+    ) -> None:
+        """Fill ``buffer``.
+
+        Args:
+            buffer: Writable bytes.
+            deadline: When all of them must be there.
+            stall_s: Longest wait for the next byte.
+
+        Raises:
+            DeadlineError: The time is over. Part of the buffer may have been filled.
+            LinkError: The connection is broken, or the peer closed it.
+        """
+        at = 0
+        with self._mapped("reading from"):
+            while at < len(buffer):
+                try:
+                    count = self._sock.recv_into(buffer[at:])
+                except BlockingIOError:
+                    self._wait(select.POLLIN, deadline, stall_s)
+                    continue
+                if not count:
+                    raise LinkError(f"{self.peer} closed the connection")
+                at += count
+                self.bytes_read += count
+
+    def write(
+        self,
+        buffers: "Sequence[bytes | memoryview]",
+        *,
+        deadline: Deadline,
+        stall_s: Optional[float] = None,
+    ) -> None:
+        """Hand every byte of ``buffers`` to the kernel. That says nothing of their delivery.
+
+        Raises:
+            DeadlineError: The time is over. Part of the bytes may have been sent, so the
+                connection must be closed.
+            LinkError: The connection is broken.
+        """
+        left: List[memoryview] = [memoryview(b).cast("B") for b in buffers if len(b)]
+        with self._mapped("writing to"):
+            while left:
+                try:
+                    count = self._sock.sendmsg(left[:_MAX_BUFFERS])
+                except BlockingIOError:
+                    self._wait(select.POLLOUT, deadline, stall_s)
+                    continue
+                self.bytes_written += count
+                while left and count >= len(left[0]):
+                    count -= len(left.pop(0))
+                if count:
+                    left[0] = left[0][count:]
+
+    def unacknowledged_bytes(self) -> Optional[int]:
+        """Bytes written that the peer's kernel has not acknowledged; none where unknown."""
+        try:
+            import fcntl  # noqa: PLC0415 (Unix only)
+
+            packed = fcntl.ioctl(self._sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
+        except (ImportError, OSError, ValueError):
+            return None
+        return int(struct.unpack("i", packed)[0])
+
+    def abort(self) -> None:
+        """Break the connection from any thread, waking whoever reads or writes."""
+        with suppress(OSError):  # not connected any more, which is what is wanted
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Break the connection and free the socket; for the thread that reads."""
+        self.abort()
+        self._sock.close()
+
+    def _wait(self, event: int, deadline: Deadline, stall_s: Optional[float]) -> None:
+        left = deadline.remaining_s()
+        if stall_s is not None:
+            left = stall_s if left is None else min(left, stall_s)
+        poll = select.poll()
+        poll.register(self._sock.fileno(), event)
+        if not poll.poll(None if left is None else left * 1e3):
+            raise socket.timeout()
+
+    @contextmanager
+    def _mapped(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except socket.timeout:
+            raise DeadlineError(f"{doing} {self.peer}: no progress in the time given") from None
+        except OSError as exc:
+            raise LinkError(f"{doing} {self.peer}: {exc.strerror or exc}") from exc
+        except ValueError as exc:  # the socket was closed
+            raise LinkError(f"{doing} {self.peer}: the connection is closed") from exc
+
+
+def parse_address(text: str) -> Tuple[str, int]:
+    """Read ``HOST:PORT`` (``[HOST]:PORT`` for IPv6).
+
+    Raises:
+        SplitError: Not such an address.
+    """
+    host, colon, port = text.rpartition(":")
+    valid = colon and host and port.isdigit() and int(port) <= 65535
+    if not valid:
+        raise SplitError(f"address {text!r}: expected HOST:PORT with a port from 0 to 65535")
+    return host.strip("[]"), int(port)
+
+
+def connect(host: str, port: int, *, deadline: Deadline) -> Stream:
+    """Connect to a server.
+
+    Raises:
+        ConnectError: No connection by the deadline; the message has the system's reason.
+    """
+    peer = f"{host}:{port}"
+    try:
+        sock = socket.create_connection((host, port), timeout=deadline.remaining_s())
+    except socket.timeout:
+        raise ConnectError(
+            f"{peer}: no answer; is the server on, and the address right?"
+        ) from None
+    except OSError as exc:
+        raise ConnectError(
+            f"{peer}: {exc.strerror or exc}; start it with `runtime serve BUNDLE --listen {peer}`"
+        ) from exc
+    return Stream(sock, peer)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket.
+
+    Raises:
+        ConnectError: The address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(16)
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(
+            f"{host}:{port}: cannot listen: {exc.strerror or exc}; "
+            "choose another port, or end what uses it"
+        ) from exc
+    return sock
