@@ -34,7 +34,7 @@ from runtime.payload import check_parts, pack_tensors, read_tensors
 from runtime.protocol import Role
 from runtime.transport import Deadline, connect
 from runtime.version import SOFTWARE
-from runtime.wire import Error, Hello, Infer, Kind, Nothing, Result, Table, Welcome
+from runtime.wire import HEADER_BYTES, Error, Hello, Infer, Kind, Nothing, Result, Table, Welcome
 
 __all__ = ["Answer", "Link", "Request"]
 
@@ -325,7 +325,7 @@ class Link:
         if error is not None:
             request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
             return
-        down = header.payload_bytes + header.meta_bytes
+        down = HEADER_BYTES + header.meta_bytes + header.payload_bytes
         answer = Answer(tensors, result, request.bytes_up, down, elapsed_s)
         on_link_s = elapsed_s - result.queue_s - result.compute_s
         self.estimator.transfer(request.bytes_up + down, max(on_link_s, 0.0))
