@@ -1,0 +1,228 @@
+"""Assemble: the prepared graph on disk, and the manifest over everything that was written."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import onnx
+import onnx_ir as ir
+
+from calibration.parity import TOLERANCE, seeded_inputs
+from compiler.cuts import Boundaries
+from compiler.graph import Values
+from compiler.images import ImageSpec
+from compiler.passes import run_passes
+from compiler.proof import PARITY_FILE, Expected
+from compiler.reference import ImageReference, Reference
+from compiler.segments import GRAPH_FILE, WEIGHTS_FILE, Emitted
+from compiler.trace import Traced
+from engines.bundle import Bundle, file_entries
+from engines.errors import TraceError
+from engines.manifest import SPEC, FileEntry, Manifest, Parity
+from engines.tensors import Array, TensorSpec
+
+__all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare"]
+
+_EMBEDDED_BYTES = 1024
+"""Largest tensor kept in the ONNX files themselves: shapes and axes, which loaders want there."""
+
+_WEIGHTS_ALIGNMENT_BYTES = 4096
+"""Large weights begin on a page, so that they can be mapped.
+
+Source:
+    ONNX's external data: "offset ... multiples of 4096 bytes allow mmap".
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The final graph, written.
+
+    Attributes:
+        model: The graph, its weights in the weights file.
+        folder: Where both lie.
+        inputs: The inputs' specifications, in order.
+        paths: Module path of the node that gives a value.
+        images: Inputs that take raw pixels.
+        reference: What the model computes, from these inputs.
+        example: The user's arrays, where given.
+    """
+
+    model: onnx.ModelProto
+    folder: Path
+    inputs: tuple[TensorSpec, ...]
+    paths: Mapping[str, str]
+    images: tuple[ImageSpec, ...]
+    reference: Reference
+    example: Mapping[str, Array] | None
+
+
+def prepare(traced: Traced, folder: Path, images: Sequence[ImageSpec]) -> Prepared:
+    """Run the passes, and write graph and weights into ``folder``.
+
+    Raises:
+        TraceError: The graph or ``images`` cannot be used.
+    """
+    passed = run_passes(
+        traced.model,
+        input_names=traced.input_names,
+        input_shapes=traced.shapes,
+        output_names=traced.output_names,
+        images=images,
+        fold=traced.fold,
+    )
+    path = folder / GRAPH_FILE
+    path.parent.mkdir()
+    ir.save(
+        traced.model,
+        path,
+        external_data=Path(WEIGHTS_FILE).name,
+        size_threshold_bytes=_EMBEDDED_BYTES,
+        alignment=_WEIGHTS_ALIGNMENT_BYTES,
+        align_threshold=_WEIGHTS_ALIGNMENT_BYTES,
+    )
+    weights = folder / WEIGHTS_FILE
+    if weights.exists() and not weights.stat().st_size:
+        weights.unlink()
+    model = onnx.load(path, load_external_data=False)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    inputs = tuple(
+        TensorSpec(
+            value.name or "",
+            value.dtype.numpy().name if value.dtype is not None else "float32",
+            tuple(int(str(extent)) for extent in value.shape or ()),
+        )
+        for value in traced.model.graph.inputs
+    )
+    reference = traced.reference
+    if images:
+        reference = ImageReference(reference, images, passed.floats)
+    gc.collect()  # graph and values refer to each other: the exporter's copies go now
+    return Prepared(
+        model, path.parent, inputs, passed.paths, tuple(images), reference, traced.example
+    )
+
+
+def parity_inputs(prepared: Prepared, seed: int, *, fresh: bool = False) -> dict[str, Array]:
+    """Return the user's example, or seeded inputs; seeded ones in any case where ``fresh``.
+
+    Raises:
+        TraceError: The example does not fit the inputs, which for images are raw pixels.
+    """
+    drawn = seeded_inputs(prepared.inputs, seed)
+    if prepared.example is None or fresh:
+        return drawn
+    pixels = {image.name for image in prepared.images}
+    given = {
+        name: drawn[name] if name in pixels and array.dtype.name != "uint8" else array
+        for name, array in prepared.example.items()
+    }
+    wrong = [spec.mismatch(given[spec.name]) for spec in prepared.inputs if spec.name in given]
+    wrong += [f"{spec.name!r}: missing" for spec in prepared.inputs if spec.name not in given]
+    if any(wrong):
+        raise TraceError(f"--example: {'; '.join(filter(None, wrong))}")
+    return given
+
+
+def compared(emitted: Emitted, values: Values) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of every tensor that some segment gives."""
+    names = dict.fromkeys(name for segment in emitted.segments for name in segment.outputs)
+    return {name: (values.specs[name].dtype, values.specs[name].shape) for name in names}
+
+
+def draft(
+    name: str,
+    folder: Path,
+    prepared: Prepared,
+    emitted: Emitted,
+    boundaries: Boundaries,
+    values: Values,
+    expected: Expected,
+    seed: int,
+) -> Manifest:
+    """Return the manifest without digests and without the largest error."""
+    weights = WEIGHTS_FILE if (folder / WEIGHTS_FILE).exists() else ""
+    named = {n for cut in emitted.cuts for n in (*cut.tensors, *cut.results)}
+    named |= {n for segment in emitted.segments for n in (*segment.inputs, *segment.outputs)}
+    opset = next(o.version for o in prepared.model.opset_import if o.domain in ("", "ai.onnx"))
+    files = {
+        path.relative_to(folder).as_posix(): FileEntry(bytes=0, sha256="")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    return Manifest(
+        spec=SPEC,
+        name=name,
+        model_digest=_model_digest(folder, weights),
+        producer=_producer(),
+        opset=int(opset),
+        precision=_precision(prepared.model),
+        graph=GRAPH_FILE,
+        weights=weights,
+        inputs=prepared.inputs,
+        outputs=tuple(values.specs[value.name] for value in prepared.model.graph.output),
+        images={image.name: image.image_layout for image in prepared.images},
+        tensors={n: values.specs[n] for n in sorted(named)},
+        cuts=emitted.cuts,
+        segments=emitted.segments,
+        refused=boundaries.refused,
+        parity=Parity(
+            file=PARITY_FILE,
+            seed=seed,
+            tolerance=dict(TOLERANCE),
+            max_error=0.0,
+            compared_with=expected.reference,
+        ),
+        files=files,
+    )
+
+
+def finish(
+    folder: Path, manifest: Manifest, max_error: float, write: Callable[[Manifest], Bundle]
+) -> Bundle:
+    """Add digests and the largest error to a draft, and put the bundle in its place."""
+    parity = msgspec.structs.replace(manifest.parity, max_error=max_error)
+    return write(msgspec.structs.replace(manifest, parity=parity, files=file_entries(folder)))
+
+
+def _model_digest(folder: Path, weights: str) -> str:
+    """Return the SHA-256 over the whole graph's file and the weights file."""
+    hasher = hashlib.sha256()
+    for name in (GRAPH_FILE, weights):
+        if not name:
+            continue
+        with (folder / name).open("rb") as file:
+            while block := file.read(1 << 20):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """Return the type that most weights have: the one the model computes in."""
+    sizes: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        count = 1
+        for extent in tensor.dims:
+            count *= extent
+        kind = str(onnx.TensorProto.DataType.Name(tensor.data_type)).lower()
+        if "float" in kind or kind == "double":
+            sizes[kind] = sizes.get(kind, 0) + count
+    most = max(sorted(sizes), key=lambda kind: sizes[kind], default="float")
+    return {"float": "float32", "double": "float64"}.get(most, most)
+
+
+def _producer() -> dict[str, str]:
+    """Return the versions of what compiles here."""
+    versions = {}
+    for package in ("splitrt", "torch", "onnx", "onnxruntime"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "unknown"
+    return versions

@@ -1,0 +1,106 @@
+"""``split-compile``: compile one model into one bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from compiler.images import parse_image
+from compiler.inputs import parse_input
+from compiler.pipeline import TARGETS, CompileOptions, compile_model
+from engines.console import command_options, print_json, progress_bar
+
+__all__ = ["main"]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@command_options
+@click.argument("model")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Bundle; default NAME.bundle here."
+)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=DTYPE[DIMS]",
+    help="An input, as in 'x=float32[1,3,224,224]'; NAME.key reaches into a dict. Repeatable.",
+)
+@click.option(
+    "--example",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Arrays by input name: give the shapes, and the inputs that the bundle is proved with.",
+)
+@click.option(
+    "--preprocess",
+    "images",
+    multiple=True,
+    metavar="NAME=SPEC",
+    help="Take raw pixels: NAME=imagenet, or NAME=uint8[hwc],color=rgb,mean=R:G:B,std=R:G:B "
+    "with mean and std in 0 to 255. color is the order that the model wants. Repeatable.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A state_dict for the module of a factory.",
+)
+@click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which runs its code.")
+@click.option("--max-frontier", default=4, show_default=True, help="Most tensors across a cut.")
+@click.option("--opset", default=18, show_default=True, help="ONNX opset to export to.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the inputs for the proof.")
+@click.option("--name", help="The model's name; default that of its file or factory.")
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default=TARGETS[0],
+    show_default=True,
+    help="What to make engines for.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def main(
+    model: str,
+    *,
+    out: Path | None,
+    inputs: tuple[str, ...],
+    example: Path | None,
+    images: tuple[str, ...],
+    weights: Path | None,
+    trust_pickle: bool,
+    max_frontier: int,
+    opset: int,
+    seed: int,
+    name: str | None,
+    target: str,
+    as_json: bool,
+) -> None:
+    """Compile MODEL into a bundle that robot and server run together.
+
+    MODEL is a .pt2 program, a .pt or .pth file (TorchScript, or a pickled module with
+    --trust-pickle), an .onnx file, or a factory: package.module:function or
+    path/file.py:function, which returns an nn.Module, (module, example_inputs) or an
+    ExportedProgram.
+    """
+    options = CompileOptions(
+        inputs=tuple(parse_input(text) for text in inputs),
+        example=example,
+        images=tuple(parse_image(text) for text in images),
+        weights=weights,
+        trust_pickle=trust_pickle,
+        max_frontier=max_frontier,
+        opset=opset,
+        seed=seed,
+        name=name,
+        target=target,
+    )
+    _, report = compile_model(model, out, options=options, progress=progress_bar)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        click.echo(report.to_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""The pipeline: from a model to a bundle, stage by stage.
+
+load (open the source) -> trace (``torch.export``) -> export (ONNX) -> passes (and the weights
+file) -> cuts -> emit (segments and halves) -> proof -> write (digests, rename). Everything is
+written into a temporary folder beside the target; leaving early leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compiler.images import ImageSpec
+from compiler.inputs import InputSpec, load_example
+from compiler.report import Report, make_report
+from compiler.sources import Source, open_source, source_from_object
+from engines.bundle import Bundle, new_bundle
+from engines.errors import TraceError
+
+if TYPE_CHECKING:
+    from compiler.trace import Traced
+
+__all__ = ["TARGETS", "CompileOptions", "Progress", "compile_model"]
+
+logger = logging.getLogger(__name__)
+
+TARGETS = ("cpu",)
+"""What engines can be made for; ``cpu`` needs nothing beyond the ONNX files."""
+
+MAX_SEED = 2**63 - 1
+"""Largest seed that the manifest's JSON keeps exactly in every reader of 64-bit integers."""
+
+Progress = Callable[[str], "contextlib.AbstractContextManager[Callable[[int, int], None]]"]
+"""Gives, for the title of a stage, a context with a function of (done, total)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """How to compile.
+
+    Attributes:
+        inputs: Name, dtype and shape of the inputs, where the model does not say.
+        example: ``.npz`` of arrays by input name: gives the shapes, and the parity inputs.
+        images: Inputs that are to take raw pixels.
+        weights: A state_dict for the module of a factory.
+        trust_pickle: Whether a pickled module may be loaded, which runs code of its author.
+        max_frontier: Most tensors that may cross a cut.
+        opset: ONNX opset to export to; an ``.onnx`` file keeps its own.
+        seed: Of the parity inputs.
+        name: The model's name; by default that of its file or factory.
+        target: One of :data:`TARGETS`.
+    """
+
+    inputs: tuple[InputSpec, ...] = ()
+    example: Path | None = None
+    images: tuple[ImageSpec, ...] = ()
+    weights: Path | None = None
+    trust_pickle: bool = False
+    max_frontier: int = 4
+    opset: int = 18
+    seed: int = 0
+    name: str | None = None
+    target: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.max_frontier < 1:
+            raise TraceError(f"--max-frontier: expected 1 or more, given {self.max_frontier}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise TraceError(f"--seed: expected 0 to 2^63 - 1, given {self.seed}")
+        if self.target not in TARGETS:
+            raise TraceError(
+                f"--target: expected one of {', '.join(TARGETS)}, given {self.target!r}"
+            )
+        if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
+            raise TraceError(f"--name: expected a plain name, given {self.name!r}")
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+        logger.info("%s: %.2f s", stage, self.seconds[stage])
+
+
+@contextlib.contextmanager
+def _silent(title: str) -> Iterator[Callable[[int, int], None]]:
+    del title
+
+    def advance(done: int, total: int) -> None:
+        """Ignore how far the stage is."""
+
+    yield advance
+
+
+def compile_model(
+    model: Any,
+    out: Path | None = None,
+    *,
+    options: CompileOptions = CompileOptions(),
+    progress: Progress = _silent,
+) -> tuple[Bundle, Report]:
+    """Compile a model into a bundle.
+
+    Args:
+        model: What ``split-compile`` takes as MODEL, or an ``nn.Module``, a pair of one and its
+            example inputs, a ScriptModule or an ExportedProgram.
+        out: Where the bundle goes; ``NAME.bundle`` in the current folder by default.
+        options: How to compile.
+        progress: Called with the title of every long stage.
+
+    Returns:
+        The bundle, and what was done.
+
+    Raises:
+        TraceError: The model cannot be read, traced or exported.
+        EmitError: A segment cannot be written, or does not compute what the model does.
+        BundleError: Something else lies at ``out``, or it cannot be written.
+    """
+    clock = _Clock()
+    with clock("load"), progress("loading the model"):
+        source = _source(model, options)
+        example = None if options.example is None else load_example(options.example)
+    name = options.name or source.name
+    out = Path(f"{name}.bundle") if out is None else out
+    with _no_folders_left(out), new_bundle(out) as (folder, finish):
+        from compiler.trace import TraceOptions, trace  # torch takes seconds to import
+
+        trace_options = TraceOptions(options.inputs, example, options.opset, options.seed)
+        with progress("tracing and exporting"):
+            traced = trace(source, trace_options)
+        clock.seconds.update(traced.seconds)
+        bundle = _build(traced, name, folder, options, clock, progress, finish)
+    return bundle, make_report(bundle, out, clock.seconds)
+
+
+def _build(
+    traced: Traced,
+    name: str,
+    folder: Path,
+    options: CompileOptions,
+    clock: _Clock,
+    progress: Progress,
+    finish: Any,
+) -> Bundle:
+    from compiler import assemble, cuts, graph, proof, segments, whole
+
+    with clock("passes"), progress("writing the weights"):
+        prepared = assemble.prepare(traced, folder, options.images)
+        reference = prepared.reference
+        del traced
+    with clock("cuts"), progress("finding cuts"):
+        inputs = assemble.parity_inputs(prepared, options.seed)
+        other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
+        values = graph.infer_values(prepared.model)
+        values = whole.measure_values(prepared.model, prepared.folder, values, [inputs, other])
+        value_graph = graph.build_graph(prepared.model, prepared.paths, values)
+        boundaries = cuts.find_cuts(value_graph, max_frontier=options.max_frontier)
+    with clock("emit"), progress("writing segments") as advance:
+        emitted = segments.emit(folder, prepared.model, value_graph, boundaries, progress=advance)
+    with clock("proof"), progress("proving segments") as advance:
+        specs = assemble.compared(emitted, values)
+        expected = proof.expect(reference, prepared.model, prepared.folder, inputs, specs)
+        proof.write_parity(folder, expected)
+        draft = assemble.draft(
+            name, folder, prepared, emitted, boundaries, values, expected, options.seed
+        )
+        error = proof.prove(Bundle(folder, draft, ""), expected, progress=advance)
+    with clock("write"):
+        return assemble.finish(folder, draft, error, finish)
+
+
+def _source(model: Any, options: CompileOptions) -> Source:
+    if isinstance(model, str | Path):
+        return open_source(str(model), weights=options.weights, trust_pickle=options.trust_pickle)
+    module = model[0] if isinstance(model, tuple) and model else model
+    name = options.name or type(module).__name__.lower()
+    return source_from_object(model, name, where="compile_model")
+
+
+@contextlib.contextmanager
+def _no_folders_left(out: Path) -> Iterator[None]:
+    """Remove the folders that were made on the way to ``out`` if it does not get there."""
+    made = [parent for parent in out.absolute().parents if not parent.exists()]
+    try:
+        yield
+    except BaseException:
+        for parent in made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise

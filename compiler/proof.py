@@ -1,0 +1,151 @@
+"""Proof: a compiled model is run, segment by segment, against the model that it came from.
+
+1. The reference runs once on the parity inputs and gives every value that some cut has cross,
+   as far as it knows them: PyTorch all that the exporter kept by name.
+2. The values that it does not know come from the whole ONNX graph, run with the optimiser off.
+3. The segments run once, in a chain, each on what the one before gave; every frontier is
+   compared. An error in one segment therefore shows at the first cut after it.
+4. Head and tail of a few cuts, the whole graph among them, run against the parity outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto
+
+from calibration.parity import TOLERANCE, error_of, tolerance_for, verify_cuts
+from compiler.reference import Reference
+from compiler.whole import run_whole
+from engines.backend import open_backend
+from engines.bundle import Bundle
+from engines.errors import EmitError
+from engines.program import Program
+from engines.tensors import Array
+
+__all__ = ["PARITY_FILE", "Expected", "expect", "prove", "write_parity"]
+
+PARITY_FILE = "parity.npz"
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the model computes on the parity inputs.
+
+    Attributes:
+        inputs: By name.
+        outputs: The reference's, by name.
+        values: Every other tensor of some frontier, by name.
+        reference: ``pytorch`` or ``onnx``.
+    """
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    values: dict[str, Array]
+    reference: str
+
+
+def expect(
+    reference: Reference,
+    model: ModelProto,
+    folder: Path,
+    inputs: Mapping[str, Array],
+    specs: Mapping[str, tuple[str, tuple[int, ...]]],
+) -> Expected:
+    """Compute what is to be compared with.
+
+    Args:
+        reference: The model as it was given.
+        model: The whole ONNX graph, its weights not loaded.
+        folder: Where its weights file lies.
+        inputs: The parity inputs.
+        specs: Dtype and shape of every tensor to compare, inputs excepted.
+
+    Raises:
+        EmitError: The reference or the graph fails on the inputs, or the reference's outputs
+            are of another dtype or shape than the graph's.
+    """
+    known = reference.run(inputs, specs.keys())
+    ends = [value.name for value in model.graph.output]
+    wrong = [
+        f"{n}: expected {known[n].dtype} {list(known[n].shape)}, exported {specs[n][0]} "
+        f"{list(specs[n][1])}"
+        for n in ends
+        if (known[n].dtype.name, known[n].shape) != specs[n]
+    ]
+    if wrong:
+        raise EmitError(
+            f"the exported graph gives other outputs than the model: {'; '.join(wrong)}"
+        )
+    values = {
+        name: array
+        for name, array in known.items()
+        if name in specs and (array.dtype.name, array.shape) == specs[name]
+    }
+    rest = [name for name in specs if name not in values]
+    if rest:
+        values.update(run_whole(model, folder, inputs, rest))
+    outputs = {name: np.ascontiguousarray(values.pop(name)) for name in ends}
+    outputs = {name: array.reshape(specs[name][1]) for name, array in outputs.items()}
+    return Expected(dict(inputs), outputs, values, reference.kind)
+
+
+def write_parity(folder: Path, expected: Expected) -> None:
+    """Write inputs and outputs for the robot to replay."""
+    arrays = {f"input:{name}": array for name, array in expected.inputs.items()}
+    arrays.update({f"output:{name}": array for name, array in expected.outputs.items()})
+    np.savez(folder / PARITY_FILE, allow_pickle=False, **arrays)
+
+
+def prove(bundle: Bundle, expected: Expected, *, progress: Callable[[int, int], None]) -> float:
+    """Run the chain of segments, and the halves of a few cuts.
+
+    Args:
+        bundle: The bundle, all its files written.
+        expected: What to compare with.
+        progress: Called with (segments loaded, segments in all).
+
+    Returns:
+        The largest error over every frontier and the outputs.
+
+    Raises:
+        EmitError: An error is above its tolerance; or a segment cannot be loaded or run.
+    """
+    with Program(bundle, open_backend("ort"), fuse=False, progress=progress) as program:
+        largest = _prove_chain(program, expected)
+        middle = program.last // 2
+        for parity in verify_cuts(program, sorted({0, 1, middle, program.last - 1})):
+            if not parity.ok:
+                raise EmitError(
+                    f"cut {parity.cut}: head and tail give another result than the model: error "
+                    f"{parity.error:.3g}, tolerance {dict(TOLERANCE)}; report this model"
+                )
+            largest = max(largest, parity.error)
+    return largest
+
+
+def _prove_chain(program: Program, expected: Expected) -> float:
+    manifest = program.bundle.manifest
+    reference = {**expected.values, **expected.outputs}
+    largest = 0.0
+    seen = set(expected.inputs)
+    env = program.run(expected.inputs, 0, 0)
+    for index in range(program.last):
+        env = program.run(env, index, index + 1)
+        cut = manifest.cuts[index + 1]
+        for name in sorted(set(env) - seen):
+            seen.add(name)
+            error = error_of(env[name], reference[name])
+            tolerance = tolerance_for(env[name].dtype.name, TOLERANCE)
+            if error > tolerance:
+                raise EmitError(
+                    f"cut {cut.id} (after {cut.after or 'the end'}): tensor {name!r} differs from "
+                    f"{expected.reference}: error {error:.3g}, tolerance {tolerance:g}; the "
+                    "model may compute differently from run to run, or the exporter is wrong: "
+                    "try another --opset or --seed"
+                )
+            largest = max(largest, error)
+    return largest

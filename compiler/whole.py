@@ -1,0 +1,95 @@
+"""The whole graph in ONNX Runtime, its optimiser off: any value of it can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from onnx import ModelProto, ValueInfoProto
+
+from compiler.graph import Values
+from compiler.quiet import one_line
+from engines.errors import EmitError
+from engines.tensors import DTYPES, Array, TensorSpec
+
+__all__ = ["measure_values", "run_whole"]
+
+_FATAL_ONLY = 4
+"""ONNX Runtime severity: what it would log as an error is raised as well."""
+
+
+def run_whole(
+    model: ModelProto, folder: Path, inputs: Mapping[str, Array], names: Collection[str]
+) -> dict[str, Array]:
+    """Run a model and return the values ``names``, outputs or not.
+
+    Args:
+        model: The whole graph, its weights not loaded.
+        folder: Where its weights file lies.
+        inputs: Its inputs.
+        names: Values that are tensors.
+
+    Raises:
+        EmitError: ONNX Runtime refuses it.
+    """
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    known = {value.name for value in shown.graph.output}
+    # ONNX Runtime infers the type of an output that has none.
+    shown.graph.output.extend(ValueInfoProto(name=n) for n in names if n not in known)
+    options: Any = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    try:
+        session = onnxruntime.InferenceSession(
+            shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        values = session.run(list(names), dict(inputs))
+    except Exception as exc:  # ONNX Runtime has no common base class for its errors
+        raise EmitError(f"ONNX Runtime cannot run the exported graph: {one_line(exc)}") from exc
+    return {name: np.asarray(value) for name, value in zip(names, values)}
+
+
+def measure_values(
+    model: ModelProto, folder: Path, values: Values, runs: Sequence[Mapping[str, Array]]
+) -> Values:
+    """Take shapes that could not be inferred from running the model.
+
+    Args:
+        model: The whole graph, its weights not loaded.
+        folder: Where its weights file lies.
+        values: What was inferred.
+        runs: Inputs of two runs or more; a shape that differs between them is not static.
+
+    Returns:
+        The same with what was found out.
+
+    Raises:
+        EmitError: ONNX Runtime refuses the model.
+    """
+    names = sorted(values.unknown)
+    if not names:
+        return values
+    shapes = [
+        {name: (a.dtype.name, a.shape) for name, a in run_whole(model, folder, x, names).items()}
+        for x in runs
+    ]
+    specs = dict(values.specs)
+    wrong = dict(values.wrong)
+    for name in names:
+        found = {run[name] for run in shapes}
+        dtype, shape = shapes[0][name]
+        if len(found) > 1:
+            wrong[name] = "shape depends on values"
+        elif dtype not in DTYPES:
+            wrong[name] = f"dtype {dtype} cannot cross a cut"
+        else:
+            specs[name] = TensorSpec(name, dtype, shape)
+            del wrong[name]
+    return Values(specs, wrong, frozenset())
