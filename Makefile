@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs a pretrained network split between two processes
 # make test   sets everything up, checks style and types, and runs the tests
 # make check  the same, with what is already set up
+# make test38 the robot's packages on Python 3.8, where there is one
 # make bench  prints ratios measured in one run, writes build/bench.json (ONLY=name for one part)
 # make clean  removes what the targets above made
 
@@ -9,8 +10,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONLY ?=
+# The Python of JetPack 5, where there is one: the newest 3.8 of pyenv, else the system's.
+PYTHON38 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python)),$(shell command -v python3.8))
+READY38 := build/py38/.ready
 
-.PHONY: demo test check style types unit bench clean
+.PHONY: demo test test38 check style types unit bench clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -28,6 +32,16 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest
+
+# The robot's packages on Python 3.8, in an environment of their own.
+test38: $(READY) $(READY38)
+	SPLITRT_PY38=build/py38/bin/python $(BIN)/pytest tests/test_python38.py
+
+$(READY38): pyproject.toml $(wildcard engines/*.py engines/codecs/*.py calibration/*.py runtime/*.py)
+	@test -n "$(PYTHON38)" || { echo "no Python 3.8 here; name one: make test38 PYTHON38=..."; exit 1; }
+	test -x build/py38/bin/python || $(PYTHON38) -m venv build/py38
+	build/py38/bin/python -m pip install --quiet --disable-pip-version-check '.[ort,codecs]'
+	touch $@
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py $(if $(ONLY),--only $(ONLY))

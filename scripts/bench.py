@@ -1,0 +1,63 @@
+"""Benchmarks: ratios measured in one run. Prints a table and writes ``build/bench.json``.
+
+``make bench ONLY=name`` runs one part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import platform
+import sys
+from pathlib import Path
+
+import click
+from benches.row import Row
+from rich.console import Console
+from rich.table import Table
+
+PARTS = {
+    "wire": "benches.wire",
+    "segments": "benches.segments",
+    "overhead": "benches.overhead",
+    "compile": "benches.compiling",
+}
+"""Name of a part -> module with ``run() -> list[Row]``."""
+
+OUT = Path(__file__).resolve().parent.parent / "build" / "bench.json"
+
+
+@click.command()
+@click.option("--only", type=click.Choice(sorted(PARTS)), help="Run one part.")
+def main(only: str | None) -> None:
+    """Run the benchmarks."""
+    logging.basicConfig(level=logging.ERROR)
+    rows: list[Row] = []
+    for name in [only] if only else PARTS:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        rows += importlib.import_module(PARTS[name]).run()
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
+    table = Table("name", "workload", "value", "against", "ratio", "target", "met")
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.workload,
+            f"{row.value:.2f} {row.unit}",
+            row.reference,
+            f"{row.ratio:.3f}",
+            row.target,
+            {None: "", True: "yes", False: "NO"}[row.met],
+        )
+    console = Console(width=max(120, Console().width))
+    console.print(table)
+    console.print(
+        f"medians of one run; Python {platform.python_version()}, {os.cpu_count()} cores; {OUT}"
+    )
+
+
+if __name__ == "__main__":
+    main()
