@@ -64,13 +64,13 @@ class Bundle:
         manifest_path = folder / MANIFEST
         try:
             text = manifest_path.read_bytes()
-            stated = (folder / MANIFEST_DIGEST).read_text(encoding="ascii", errors="replace")
+            stated = (folder / MANIFEST_DIGEST).read_bytes()
         except OSError as exc:
             raise BundleError(
                 f"{exc.filename}: {exc.strerror}; expected a bundle made by split-compile"
             ) from exc
         digest = hashlib.sha256(text).hexdigest()
-        if stated.split() != [digest, MANIFEST]:
+        if stated != _digest_line(digest):
             raise DigestError(
                 f"{manifest_path}: expected SHA-256 as in {MANIFEST_DIGEST}, given {digest}; "
                 "the file changed after it was compiled: copy or compile the bundle again"
@@ -129,7 +129,7 @@ def new_bundle(target: Path) -> Iterator["tuple[Path, Callable[[Manifest], Bundl
         text = encode_manifest(manifest)
         digest = hashlib.sha256(text).hexdigest()
         (folder / MANIFEST).write_bytes(text)
-        (folder / MANIFEST_DIGEST).write_text(f"{digest}  {MANIFEST}\n", encoding="ascii")
+        (folder / MANIFEST_DIGEST).write_bytes(_digest_line(digest))
         _replace(folder, target)
         return Bundle(Path(os.path.realpath(target)), manifest, digest)
 
@@ -171,6 +171,10 @@ def _bundle_folder(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _digest_line(digest: str) -> bytes:
+    return f"{digest}  {MANIFEST}\n".encode("ascii")
+
+
 def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     path = folder / name
     mend = "copy or compile the bundle again"
@@ -179,7 +183,10 @@ def _check_file(folder: Path, name: str, entry: FileEntry) -> None:
     size = path.stat().st_size
     if size != entry.bytes:
         raise DigestError(f"{path}: expected {entry.bytes} bytes, given {size}; {mend}")
-    digest = sha256_file(path)
+    try:
+        digest = sha256_file(path)
+    except OSError as exc:
+        raise DigestError(f"{path}: cannot be read: {exc.strerror}; {mend}") from exc
     if digest != entry.sha256:
         raise DigestError(f"{path}: expected SHA-256 {entry.sha256}, given {digest}; {mend}")
 
@@ -195,13 +202,17 @@ def _replace(folder: Path, target: Path) -> None:
     try:
         if target.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=str(target.parent)))
-            os.rename(str(target), str(aside / target.name))
             try:
-                os.rename(str(folder), str(target))
-            except OSError:
-                os.rename(str(aside / target.name), str(target))
-                raise
-            shutil.rmtree(str(aside), ignore_errors=True)
+                os.rename(str(target), str(aside / target.name))
+                try:
+                    os.rename(str(folder), str(target))
+                except OSError:
+                    os.rename(str(aside / target.name), str(target))
+                    raise
+            finally:
+                # Unless the old bundle could not be put back: then it is all there is of it.
+                if target.exists():
+                    shutil.rmtree(str(aside), ignore_errors=True)
         else:
             os.rename(str(folder), str(target))
     except OSError as exc:

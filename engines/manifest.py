@@ -222,7 +222,7 @@ def decode_manifest(text: bytes, *, where: str) -> Manifest:
                 "compile the model again with this version of SplitRT"
             )
         return msgspec.json.decode(text, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise ManifestError(f"{where}: not a manifest: {exc}; compile the model again") from exc
 
 

@@ -70,6 +70,7 @@ class Program:
         self._wanted: "queue.Queue[Optional[Span]]" = queue.Queue()
         self._pending: Set[Span] = set()
         self._loader: Optional[threading.Thread] = None
+        self._closed = False
         self._outputs = {spec.name for spec in bundle.manifest.outputs}
         self._keep: List[Set[str]] = [
             set(cut.tensors) | self._outputs for cut in bundle.manifest.cuts
@@ -138,7 +139,11 @@ class Program:
         return {spec.name: env[spec.name] for spec in self.bundle.manifest.outputs}
 
     def load_half(self, start: int, stop: int) -> bool:
-        """Load the fused engine of a half now. Returns whether there is such a half."""
+        """Load the fused engine of a half now. Returns whether there is such a half.
+
+        Raises:
+            EngineError: The backend refused it, or the program is closed.
+        """
         span = (start, stop)
         file = self._half_file(span)
         if file is None:
@@ -148,6 +153,9 @@ class Program:
                 return True
         engine = self._load(file)
         with self._lock:
+            if self._closed:
+                engine.close()
+                raise EngineError(f"model {self.bundle.manifest.name!r} is closed")
             self._halves[span] = engine
             self._halves.move_to_end(span)
             while len(self._halves) > self._max_halves:
@@ -155,12 +163,13 @@ class Program:
         return True
 
     def close(self) -> None:
-        """Stop loading in the background and free every engine."""
-        loader = self._loader
+        """Stop loading in the background and free every engine; safe to call again."""
+        with self._lock:
+            self._closed = True
+            loader, self._loader = self._loader, None
         if loader is not None:
             self._wanted.put(None)
             loader.join()
-            self._loader = None
         with self._lock:
             engines = [*self._segments, *self._halves.values()]
             self._halves.clear()
@@ -184,7 +193,8 @@ class Program:
             if engine is not None:
                 self._halves.move_to_end(span)
                 return engine
-            skip = not self._fuse or span in self._refused or span in self._pending
+            skip = span in self._refused or span in self._pending
+            skip = skip or self._closed or not self._fuse
             if skip or self._half_file(span) is None:
                 return None
             self._pending.add(span)
@@ -210,7 +220,7 @@ class Program:
     def _load_wanted(self) -> None:
         while True:
             span = self._wanted.get()
-            if span is None:
+            if span is None or self._closed:
                 return
             try:
                 self.load_half(*span)

@@ -67,8 +67,11 @@ class TensorSpec(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype} {list(self.shape)}"
 
-    def mismatch(self, array: Array) -> str:
+    def mismatch(self, array: object) -> str:
         """Say how ``array`` differs from this specification; an empty string if it does not."""
+        if not isinstance(array, (np.ndarray, np.generic)):
+            given = type(array).__name__
+            return f"{self.name!r}: expected {self.dtype} {list(self.shape)}, given a {given}"
         if array.dtype.name == self.dtype and array.shape == self.shape:
             return ""
         return (
@@ -80,7 +83,10 @@ class TensorSpec(msgspec.Struct, frozen=True):
 def check_tensors(
     specs: Iterable[TensorSpec], tensors: Mapping[str, Array], *, where: str, hint: str = ""
 ) -> Dict[str, Array]:
-    """Check ``tensors`` against ``specs`` and return them C-contiguous, in the order of ``specs``.
+    """Check ``tensors`` against ``specs`` and return them in the order of ``specs``.
+
+    They come back C-contiguous and in the machine's byte order; where they are so already, as the
+    same objects.
 
     Args:
         specs: What is expected.
@@ -91,6 +97,7 @@ def check_tensors(
     Raises:
         TensorMismatchError: Lists every missing, unknown and mismatching tensor.
     """
+    specs = tuple(specs)
     wrong: List[str] = []
     checked: Dict[str, Array] = {}
     for spec in specs:
@@ -102,7 +109,8 @@ def check_tensors(
         if difference:
             wrong.append(difference)
         else:
-            checked[spec.name] = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+            # Not np.ascontiguousarray: that makes a vector of a scalar.
+            checked[spec.name] = np.asarray(array, np.dtype(spec.dtype), order="C")
     known = {spec.name for spec in specs}
     wrong += [f"{name!r}: not an input here" for name in tensors if name not in known]
     if wrong:
