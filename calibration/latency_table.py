@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Optional, Tuple
 
@@ -24,6 +26,10 @@ class Timing(msgspec.Struct, frozen=True):
 
     p50_s: float
     p95_s: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.p50_s < math.inf and 0 <= self.p95_s < math.inf):
+            raise ValueError(f"expected seconds of 0 or more, given {self.p50_s}, {self.p95_s}")
 
 
 class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,9 +75,14 @@ def store_table(bundle: Bundle, table: LatencyTable) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=".latency-", dir=str(path.parent))
-        with os.fdopen(handle, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(table), indent=1))
-        os.replace(temporary, str(path))
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.json.format(msgspec.json.encode(table), indent=1))
+            os.replace(temporary, str(path))
+        except OSError:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
     except OSError as exc:
         raise SplitError(f"{path}: latency table cannot be written: {exc.strerror}") from exc
     return path
@@ -84,7 +95,7 @@ def load_table(bundle: Bundle, fingerprint: Fingerprint) -> Optional[LatencyTabl
         table = msgspec.json.decode(path.read_bytes(), type=LatencyTable)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as exc:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         logger.warning("%s: ignored, not a latency table: %s", path, exc)
         return None
     fits = len(table.segments) == len(bundle.manifest.segments)

@@ -11,6 +11,7 @@ known on the robot.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import onnx.utils
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.parity import TOLERANCE
-from engines.bundle import Bundle, file_entries, new_bundle
+from engines.bundle import MANIFEST, MANIFEST_DIGEST, Bundle, file_entries, new_bundle
 from engines.manifest import SPEC, Cut, Manifest, Parity, Segment
 from engines.tensors import TensorSpec
 
@@ -188,3 +189,19 @@ def write_toy_bundle(target: Path, seed: int = 0) -> Bundle:
 def _replace(cut: Cut, **changes: object) -> Cut:
     fields = {name: getattr(cut, name) for name in cut.__struct_fields__}
     return Cut(**{**fields, **changes})
+
+
+def reseal(folder: Path) -> Bundle:
+    """Make the digests of a changed bundle hold again, as a compiler with a bug would."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    for name in (MANIFEST, MANIFEST_DIGEST):
+        (folder / name).unlink()
+    manifest["files"] = {
+        name: {"bytes": entry.bytes, "sha256": entry.sha256}
+        for name, entry in file_entries(folder).items()
+    }
+    text = json.dumps(manifest).encode()
+    (folder / MANIFEST).write_bytes(text)
+    line = f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n"
+    (folder / MANIFEST_DIGEST).write_bytes(line.encode())
+    return Bundle.open(folder)
