@@ -50,9 +50,10 @@ def check_eager(module: torch.nn.Module, bound: Bound, where: str) -> Any:
         TraceError: It fails; the message names the submodule.
     """
     path: list[str] = []
+    scripted = isinstance(module, torch.jit.ScriptModule)  # takes no hooks
     handles = [
         handle
-        for name, child in module.named_modules()
+        for name, child in (() if scripted else module.named_modules())
         for handle in (
             child.register_forward_pre_hook(_entered(path, name)),
             child.register_forward_hook(_left(path)),
@@ -83,7 +84,7 @@ def program_of_module(
         TraceError: It cannot be traced.
     """
     try:
-        with quiet():
+        with quiet(stderr=True):
             return torch.export.export(module, bound.args, bound.kwargs)
     except Exception as exc:  # torch.export has no common base class for its errors
         raise TraceError(

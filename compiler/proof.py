@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from calibration.parity import TOLERANCE, error_of, tolerance_for, verify_cuts
+from calibration.parity import error_of, tolerance_for, verify_cuts
 from compiler.reference import Reference
 from compiler.whole import run_whole
 from engines.backend import open_backend
@@ -121,7 +121,8 @@ def prove(bundle: Bundle, expected: Expected, *, progress: Callable[[int, int], 
             if not parity.ok:
                 raise EmitError(
                     f"cut {parity.cut}: head and tail give another result than the model: error "
-                    f"{parity.error:.3g}, tolerance {dict(TOLERANCE)}; report this model"
+                    f"{parity.error:.3g}, tolerance {bundle.manifest.parity.tolerance}; try "
+                    "another --opset or --seed"
                 )
             largest = max(largest, parity.error)
     return largest
@@ -139,7 +140,7 @@ def _prove_chain(program: Program, expected: Expected) -> float:
         for name in sorted(set(env) - seen):
             seen.add(name)
             error = error_of(env[name], reference[name])
-            tolerance = tolerance_for(env[name].dtype.name, TOLERANCE)
+            tolerance = tolerance_for(env[name].dtype.name, manifest.parity.tolerance)
             if error > tolerance:
                 raise EmitError(
                     f"cut {cut.id} (after {cut.after or 'the end'}): tensor {name!r} differs from "

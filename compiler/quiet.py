@@ -19,11 +19,15 @@ _MESSAGE_CHARS = 400
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet(*, stderr: bool = False) -> Iterator[None]:
     """Keep torch's exporters from printing, logging and warning.
 
     Warnings of every category are dropped: torch deprecates its own calls under many of them.
     Errors pass.
+
+    Args:
+        stderr: Drop what is written to stderr too: torch prints the graph it gave up on there.
+            Progress bars stand still meanwhile.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     loggers += [
@@ -32,8 +36,13 @@ def quiet() -> Iterator[None]:
         if name.startswith(("torch._", "torch.onnx", "torch.export", "onnx_ir.", "onnxscript."))
     ]
     levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    dropped = io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(dropped))
+        if stderr:
+            stack.enter_context(contextlib.redirect_stderr(dropped))
         try:
             for logger in loggers:
                 logger.setLevel(logging.ERROR)

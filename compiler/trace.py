@@ -13,6 +13,7 @@ import torch
 
 from compiler import binding, export, onnxfile
 from compiler.inputs import InputSpec
+from compiler.quiet import stdout_to_stderr
 from compiler.reference import (
     CallReference,
     ProgramReference,
@@ -28,6 +29,12 @@ from engines.tensors import Array
 __all__ = ["TraceOptions", "Traced", "trace"]
 
 logger = logging.getLogger(__name__)
+
+_DIFFERENT_IN_TRAINING = (
+    torch.nn.modules.batchnorm._BatchNorm,
+    torch.nn.modules.dropout._DropoutNd,
+)
+"""Modules that compute something else in training mode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +97,9 @@ def trace(source: Source, options: TraceOptions) -> Traced:
 def _trace_module(source: ModuleSource, options: TraceOptions) -> Traced:
     start = time.perf_counter()
     module = source.module
-    if module.training:
+    if any(isinstance(m, _DIFFERENT_IN_TRAINING) and m.training for m in module.modules()):
         logger.warning("%s is in training mode; compiled in inference mode (.eval())", source.name)
-        module.eval()
+    module.eval()
     bound = _bind(source.name, module.forward, options, source.examples)
     export.check_eager(module, bound, source.name)
     program = export.program_of_module(module, bound, source.name)
@@ -262,7 +269,7 @@ def _check_program_shapes(
 def _module_call(module: Any, bound: binding.Bound) -> Callable[[Sequence[Array]], list[Array]]:
     def call(inputs: Sequence[Array]) -> list[Array]:
         replaced = bound.replace([torch.from_numpy(array.copy()) for array in inputs])
-        with torch.no_grad():
+        with torch.no_grad(), stdout_to_stderr():
             result = module(*replaced.args, **replaced.kwargs)
         leaves = torch.utils._pytree.tree_leaves(result)
         return [leaf.cpu().numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]

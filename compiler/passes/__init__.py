@@ -1,7 +1,7 @@
 """Graph passes: what is done to the ONNX graph between export and cutting, in order.
 
 Every pass changes the graph in place, keeps the names of the values it leaves, and has a file of
-its own. ``run_passes`` is the list.
+its own. ``run_passes`` is the list; ``strip_provenance`` follows once the graph is saved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from compiler.passes.folding import fold_constants
 from compiler.passes.inlining import inline_functions
 from compiler.passes.naming import name_nodes
 from compiler.passes.preprocess import fold_preprocess
-from compiler.passes.provenance import strip_provenance, take_provenance
+from compiler.passes.provenance import take_provenance
 from compiler.passes.shapes import fix_shapes
 from compiler.passes.versions import clamp_versions
 
@@ -60,6 +60,7 @@ def run_passes(
     Raises:
         TraceError: The graph cannot be made into what the compiler cuts.
     """
+    name_nodes(model)
     inline_functions(model)
     lift_constants(model)
     fix_shapes(model, input_shapes)
@@ -68,9 +69,8 @@ def run_passes(
         lift_constants(model)
     remove_dead(model)
     name_ends(model, input_names, output_names)
-    name_nodes(model)
+    name_nodes(model)  # those that the passes made
     paths = take_provenance(model)
     floats = fold_preprocess(model, images)
-    strip_provenance(model)
     clamp_versions(model)
     return Passed(paths, floats)

@@ -7,9 +7,9 @@ doubles the file and says where things lie on the build machine.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 import onnx_ir as ir
+from onnx import GraphProto, ModelProto
 
 __all__ = ["strip_provenance", "take_provenance"]
 
@@ -29,46 +29,34 @@ def take_provenance(model: ir.Model) -> dict[str, str]:
     return paths
 
 
-def strip_provenance(model: ir.Model) -> None:
-    """Remove every metadata property and doc string, inside of If and Loop as well."""
-    model.metadata_props.clear()
-    model.doc_string = None
+def strip_provenance(model: ModelProto) -> None:
+    """Remove every metadata property and doc string, inside of If and Loop as well.
+
+    It works on the saved graph, whose tensors no longer belong to an exporter.
+    """
+    model.ClearField("metadata_props")
+    for name in ("doc_string", "producer_version", "domain", "model_version"):
+        model.ClearField(name)
     model.producer_name = "splitrt"
-    model.producer_version = None
-    model.domain = None
-    model.model_version = None
     model.graph.name = "main"
-    for graph in _graphs(model.graph):
-        graph.metadata_props.clear()
-        graph.doc_string = None
-        for value in (*graph.inputs, *graph.initializers.values()):
-            _strip_value(value)
-        for node in graph:
-            node.metadata_props.clear()
-            node.doc_string = None
-            for value in node.outputs:
-                _strip_value(value)
-            for attribute in node.attributes.values():
-                attribute.doc_string = None
+    _strip_graph(model.graph)
 
 
-def _strip_value(value: ir.Value) -> None:
-    value.metadata_props.clear()
-    value.doc_string = None
-    if value.const_value is not None:
-        value.const_value.metadata_props.clear()
-        value.const_value.doc_string = None
-
-
-def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
-    yield graph
-    for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from _graphs(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    yield from _graphs(inner)
+def _strip_graph(graph: GraphProto) -> None:
+    for part in (
+        *(graph, *graph.node, *graph.input, *graph.output, *graph.value_info),
+        *graph.initializer,
+    ):
+        part.ClearField("doc_string")
+        part.ClearField("metadata_props")
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            if attribute.HasField("t"):
+                attribute.t.ClearField("doc_string")
+            bodies = [attribute.g] if attribute.HasField("g") else []
+            for body in (*bodies, *attribute.graphs):
+                _strip_graph(body)
 
 
 def _module_path(node: ir.Node) -> str:
