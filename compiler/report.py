@@ -46,14 +46,13 @@ class Report:
         return {
             "bundle": str(self.bundle),
             "model": manifest.name,
-            "inputs": [msgspec.to_builtins(spec) for spec in manifest.inputs],
-            "outputs": [msgspec.to_builtins(spec) for spec in manifest.outputs],
+            "inputs": [_plain(spec) for spec in manifest.inputs],
+            "outputs": [_plain(spec) for spec in manifest.outputs],
             "cuts": [
-                {k: v for k, v in msgspec.to_builtins(cut).items() if k not in hidden}
-                for cut in manifest.cuts
+                {k: v for k, v in _plain(cut).items() if k not in hidden} for cut in manifest.cuts
             ],
-            "segments": [msgspec.to_builtins(segment) for segment in manifest.segments],
-            "refused": [msgspec.to_builtins(refusal) for refusal in manifest.refused],
+            "segments": [_plain(segment) for segment in manifest.segments],
+            "refused": [_plain(refusal) for refusal in manifest.refused],
             "seconds": {stage: round(spent, 4) for stage, spent in self.seconds.items()},
             "weights_bytes": self.weights_bytes,
             "bundle_bytes": self.bundle_bytes,
@@ -95,6 +94,12 @@ def make_report(bundle: Bundle, where: Path, seconds: Mapping[str, float]) -> Re
     weights = files[bundle.manifest.weights].bytes if bundle.manifest.weights else 0
     size = sum(entry.bytes for entry in files.values())
     return Report(where, bundle.manifest, dict(seconds), weights, size)
+
+
+def _plain(record: msgspec.Struct) -> dict[str, Any]:
+    """Return a record as JSON has it: lists, not tuples."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
+    return plain
 
 
 def _show(manifest: Manifest, spec: TensorSpec) -> str:
