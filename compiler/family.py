@@ -245,19 +245,28 @@ class Problem:
         return mask
 
 
-def serial_family(problems: Iterable[Problem], low: float, high: float) -> list[Win]:
-    """Return the plans that win somewhere in some problem, each once, with where it first won.
+def serial_family(
+    cases: Iterable[tuple[Problem, float, float]],
+) -> dict[frozenset[int], float]:
+    """Return every plan that wins somewhere, with the share of the cases that it wins.
 
     Args:
-        problems: One graph under several costs (speed ratios, objectives).
-        low: Smallest cost of a byte.
-        high: Largest cost of a byte.
+        cases: One graph under several costs (speed ratios, objectives), each with the smallest
+            and the largest cost of a byte, above 0.
+
+    Returns:
+        Plan -> mean over the cases of the part of the range that it wins, on a logarithmic
+        scale; a plan that wins in a single point has a share of 0.
     """
-    wins: dict[frozenset[int], Win] = {}
-    for problem in problems:
+    shares: dict[frozenset[int], float] = {}
+    count = 0
+    for problem, low, high in cases:
+        count += 1
+        whole = math.log(high / low)
         for win in problem.envelope(low, high):
-            wins.setdefault(win.nodes, win)
-    return list(wins.values())
+            part = math.log(win.high / win.low) / whole if whole else 1.0
+            shares[win.nodes] = shares.get(win.nodes, 0.0) + part
+    return {nodes: share / count for nodes, share in shares.items()}
 
 
 def _meeting(left: tuple[float, float], right: tuple[float, float]) -> float:
