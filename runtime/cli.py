@@ -22,7 +22,7 @@ from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, Backend, BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.console import command_options, print_json, progress_bar
-from engines.errors import SourceError
+from engines.errors import SourceError, SplitError
 from engines.program import Program
 from runtime.doctor import examine
 from runtime.robot import PATIENCE_S, Result, Robot
@@ -148,7 +148,11 @@ def infer(
         summary = Summary()
         try:
             for _, sample in zip(range(count or samples.size), samples.samples):
-                result = robot.infer(sample.inputs)
+                try:
+                    result = robot.infer(sample.inputs)
+                except SplitError:
+                    summary.failures += 1
+                    raise
                 summary.add(result)
                 record: Dict[str, Any] = {**result.record(), "source": sample.name}
                 if names:

@@ -34,7 +34,18 @@ from runtime.payload import check_parts, pack_tensors, read_tensors
 from runtime.protocol import Role
 from runtime.transport import Deadline, connect
 from runtime.version import SOFTWARE
-from runtime.wire import HEADER_BYTES, Error, Hello, Infer, Kind, Nothing, Result, Table, Welcome
+from runtime.wire import (
+    HEADER_BYTES,
+    MAGIC,
+    Error,
+    Hello,
+    Infer,
+    Kind,
+    Nothing,
+    Result,
+    Table,
+    Welcome,
+)
 
 __all__ = ["Answer", "Link", "Request"]
 
@@ -42,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 2.0
 """Time for connecting and for the server's WELCOME, each."""
+
+_PROVOKED_S = 0.3
+"""Time for a server of another protocol to complain."""
 
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 32_768
@@ -74,12 +88,12 @@ class Answer(NamedTuple):
 class Request:
     """A request under way. Created by :meth:`Link.send`."""
 
-    def __init__(self, number: int, cut: int) -> None:
+    def __init__(self, channel: Channel, number: int, cut: int) -> None:
+        self.channel = channel
         self.number = number
         self.cut = cut
         self.begin_s = time.monotonic()
         self.bytes_up = 0
-        self.abandoned = False
         self._settled = threading.Event()
         self._answer: Optional[Answer] = None
         self._error: Optional[LinkError] = None
@@ -133,6 +147,7 @@ class Link:
         self._hello = Hello(digest, SOFTWARE, table)
         self._lock = threading.Lock()
         self._channel: Optional[Channel] = None
+        self._shaking: Optional[Channel] = None
         self._requests: Dict[int, Request] = {}
         self._pings: Dict[int, Tuple[float, int]] = {}
         self._next = 1
@@ -182,7 +197,7 @@ class Link:
             channel = self._channel
             if channel is None:
                 raise LinkError(f"no connection: {self.trouble}")
-            request = Request(self._next, cut_index)
+            request = Request(channel, self._next, cut_index)
             self._next += 1
             self._requests[request.number] = request
         try:
@@ -197,31 +212,29 @@ class Link:
             )
         except LinkError as exc:
             sent = sum(view.nbytes for view in payload)
-            self._learn_from_failure(channel, request, sent, exc)
+            self._learn_from_failure(request, sent, exc)
             raise
         return request
 
     def abandon(self, request: Request) -> None:
-        """Give up a request that missed its deadline, and break the connection off."""
-        request.abandoned = True
-        with self._lock:
-            channel = self._channel
-        if channel is not None:
-            late = DeadlineError("the server did not answer in the time given")
-            self._learn_from_failure(channel, request, request.bytes_up, late)
-            channel.stream.abort()
+        """Give up a request that missed its deadline, and break its connection off."""
+        late = DeadlineError("the server did not answer in the time given")
+        self._learn_from_failure(request, request.bytes_up, late)
+        request.channel.stream.abort()
 
     def close(self) -> None:
         """Say goodbye and end the threads; safe to call again."""
         self._closing.set()
         with self._lock:
-            channel = self._channel
+            channel, shaking = self._channel, self._shaking
         if channel is not None:
             try:
                 channel.send(Kind.GOODBYE, deadline=Deadline(0.2))
             except LinkError as exc:
                 logger.debug("goodbye not sent: %s", exc)
             channel.stream.abort()
+        elif shaking is not None:
+            shaking.stream.abort()
         self._reader.join(HANDSHAKE_S * 2 + 1)
         self._prober.join(PROBE_EVERY_S + 1)
 
@@ -250,9 +263,14 @@ class Link:
 
     def _open(self, channel: Channel) -> None:
         """Shake hands, let requests through and measure the link once."""
+        with self._lock:
+            self._shaking = channel
         welcome = self._shake_hands(channel)
         self.server_table = welcome.table
         with self._lock:
+            self._shaking = None
+            if self._closing.is_set():  # close() may have looked before there was a channel
+                raise LinkError("closed by this program")
             self._channel = channel
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
@@ -265,6 +283,12 @@ class Link:
         try:
             message = channel.receive(deadline=deadline)
         except DeadlineError:
+            said = _provoke(channel)
+            if said:
+                self.fatal = RemoteProtocolError(
+                    f"{peer}: not a SplitRT server: it answered {said!r}"
+                )
+                raise self.fatal from None
             raise ConnectError(
                 f"{peer}: accepted the connection but sent no WELCOME in {HANDSHAKE_S:.0f} s; "
                 "is it a SplitRT server, and alive?"
@@ -335,7 +359,7 @@ class Link:
         """Fail every request under way and note why."""
         with self._lock:
             was_up = self._channel is not None
-            self._channel = None
+            self._channel = self._shaking = None
             failed: Sequence[Request] = list(self._requests.values())
             self._requests.clear()
             self._pings.clear()
@@ -371,12 +395,20 @@ class Link:
 
     def _ping(self, channel: Channel, size: int) -> None:
         with self._lock:
+            if self._channel is not channel:
+                raise LinkError(f"no connection: {self.trouble}")
             number = self._next
             self._next += 1
             self._pings[number] = (time.monotonic(), size)
             self._busy_until_s = time.monotonic() + PROBE_EVERY_S
         payload = [memoryview(bytes(size))] if size else []
-        channel.send(Kind.PING, Nothing(), request=number, payload=payload)
+        try:
+            channel.send(Kind.PING, Nothing(), request=number, payload=payload)
+        except LinkError:
+            # Else the probe of a lost connection would be waited for on the next one.
+            with self._lock:
+                self._pings.pop(number, None)
+            raise
 
     def _take_pong(self, number: int) -> None:
         with self._lock:
@@ -398,13 +430,28 @@ class Link:
             self._busy_until_s = time.monotonic() + PROBE_EVERY_S
             return self._requests.pop(number, None)
 
-    def _learn_from_failure(
-        self, channel: Channel, request: Request, sent: int, why: LinkError
-    ) -> None:
+    def _learn_from_failure(self, request: Request, sent: int, why: LinkError) -> None:
         """Count what a failed transfer did deliver: a slow link must not look unknown."""
-        left = channel.stream.unacknowledged_bytes()
+        left = request.channel.stream.unacknowledged_bytes()
         elapsed_s = time.monotonic() - request.begin_s
         if isinstance(why, DeadlineError) and left:
             self.estimator.transfer(max(sent - left, 0), elapsed_s)
         self._forget(request.number)
         request.settle(None, why)
+
+
+def _provoke(channel: Channel) -> bytes:
+    """Return what a silent peer says to an empty line; nothing if it is a SplitRT server.
+
+    Servers of protocols by lines, HTTP first of all, wait for the end of one and then complain.
+    """
+    stream = channel.stream
+    if stream.bytes_read:
+        return b""
+    said = bytearray(len(MAGIC))
+    try:
+        stream.write([b"\r\n\r\n"], deadline=Deadline(_PROVOKED_S))
+        stream.read_into(memoryview(said), deadline=Deadline(_PROVOKED_S))
+    except LinkError:
+        said = said[: stream.bytes_read]
+    return b"" if said == MAGIC else bytes(said)

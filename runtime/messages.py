@@ -12,7 +12,7 @@ from typing import List, NamedTuple, Optional, Sequence
 
 import msgspec
 
-from engines.errors import LinkError
+from engines.errors import DeadlineError, LinkError
 from runtime.protocol import Protocol, Role, State
 from runtime.transport import Deadline, Stream
 from runtime.wire import (
@@ -73,7 +73,7 @@ class Channel:
 
         Raises:
             LinkError: It could not be written whole. The connection is broken off, since the
-                peer may have seen a part of it.
+                peer may have seen a part of it; unless its turn to be written never came.
         """
         size = sum(part.nbytes for part in payload)
         head = encode(kind, meta, request=request, cut=cut, tensors=tensors, payload_bytes=size)
@@ -81,8 +81,10 @@ class Channel:
         buffers: List["bytes | memoryview"] = [head, *payload]
         left = deadline.remaining_s()
         if not self._write_lock.acquire(timeout=-1 if left is None else left):
-            self.stream.abort()
-            raise LinkError(f"writing to {self.stream.peer}: another message did not get through")
+            # Nothing of this message was written: the one under way may go on.
+            raise DeadlineError(
+                f"writing to {self.stream.peer}: another message is still being written"
+            )
         try:
             with self._state_lock:
                 self._protocol.sent(kind)

@@ -45,8 +45,12 @@ _PATIENCE_FACTOR = 4.0
 """Where a remote time is predicted, the robot waits this many times as long before it falls
 back, but between ``_SHORTEST_PATIENCE_S`` and its patience."""
 
+_LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
 _QUEUE_WEIGHT = 0.3
+_QUEUE_FADES = 0.95
+"""An inference without the server learns nothing of its queue: what was known of it fades, so
+that a queue of long ago does not keep the robot away for ever."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,11 @@ class Robot:
         power: StatePower = StatePower(),
         patience_s: float = PATIENCE_S,
     ) -> None:
-        if not (math.isfinite(patience_s) and patience_s > 0):
-            raise SplitError(f"patience: expected seconds above 0, given {patience_s}")
+        if not 0 < patience_s <= _LONGEST_PATIENCE_S:
+            raise SplitError(
+                f"patience: expected seconds above 0, at most {_LONGEST_PATIENCE_S:.0f}, "
+                f"given {patience_s}"
+            )
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut
@@ -162,7 +169,7 @@ class Robot:
             self._table = wire_table(table_for(self.program))
             if address is not None:
                 self.link = self._connected(*address)
-        except SplitError:
+        except BaseException:
             self.close()
             raise
 
@@ -217,6 +224,9 @@ class Robot:
                 env = {**env, **answer.tensors}
             else:
                 reason = f"{reason}; {trouble}"
+        else:
+            with self._lock:
+                self._queue_s *= _QUEUE_FADES
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
         if answer is None:
@@ -348,9 +358,10 @@ class Robot:
             table=self._table,
         )
         if not link.wait_settled(_CONNECT_S):
-            if link.fatal is not None:
+            fatal = link.fatal
+            if fatal is not None:
                 link.close()
-                raise link.fatal
+                raise fatal
             logger.warning("%s; running on the robot, connecting again", link.trouble)
         return link
 

@@ -87,7 +87,7 @@ class Scheduler:
                     return
                 job = self._jobs.popleft()
             if job.cancelled.is_set():
-                job.done(None, SplitError("cancelled"), time.monotonic() - job.arrived_s, 0.0)
+                _answer(job, None, SplitError("cancelled"), time.monotonic() - job.arrived_s, 0.0)
                 continue
             begin = time.monotonic()
             outputs: Optional[Dict[str, Array]] = None
@@ -100,4 +100,20 @@ class Scheduler:
                 logger.exception("a request failed by a fault of this program")
                 error = SplitError(f"internal error: {type(exc).__name__}")
             self.served += 1
-            job.done(outputs, error, begin - job.arrived_s, time.monotonic() - begin)
+            _answer(job, outputs, error, begin - job.arrived_s, time.monotonic() - begin)
+
+
+def _answer(
+    job: Job,
+    outputs: Optional[Dict[str, Array]],
+    error: Optional[SplitError],
+    queue_s: float,
+    compute_s: float,
+) -> None:
+    try:
+        job.done(outputs, error, queue_s, compute_s)
+    except Exception as exc:  # the process loop: the other robots' jobs go on
+        logger.exception("an answer failed by a fault of this program")
+        if outputs is not None:
+            failed = SplitError(f"internal error: {type(exc).__name__}")
+            _answer(job, None, failed, queue_s, compute_s)

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 MAX_CLIENTS = 64
 """Connections served at a time; one more is closed at once."""
 
+_ACCEPT_PAUSE_S = 0.1
+"""Pause after a failed accept: with no descriptors left it fails again at once."""
+
 
 class Server:
     """Serves bundles to robots. A context manager; ``close`` drains.
@@ -40,14 +43,20 @@ class Server:
     ) -> None:
         if not programs:
             raise SplitError("serve: expected at least one bundle, given none")
+        served: Dict[str, Served] = {}
         self._socket = listen(host, port)
+        try:
+            for program in programs:
+                table = wire_table(table_for(program))
+                served[program.bundle.digest] = Served(program, table)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._address: Tuple[str, int] = self._socket.getsockname()[:2]
+        self._bundles = served
         self._sessions: Dict[Session, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._bundles: Dict[str, Served] = {}
-        for program in programs:
-            table = wire_table(table_for(program))
-            self._bundles[program.bundle.digest] = Served(program, table)
         self._scheduler = Scheduler()
         self._acceptor = threading.Thread(target=self._accept, name="splitrt-accept", daemon=True)
         self._acceptor.start()
@@ -65,8 +74,7 @@ class Server:
     @property
     def address(self) -> Tuple[str, int]:
         """Host and port that it listens on."""
-        host, port = self._socket.getsockname()[:2]
-        return str(host), int(port)
+        return self._address
 
     @property
     def clients(self) -> int:
@@ -115,6 +123,7 @@ class Server:
                 if self._closing.is_set():
                     return
                 logger.warning("accept: %s", exc.strerror or exc)
+                self._closing.wait(_ACCEPT_PAUSE_S)
                 continue
             self._begin(sock, f"{address[0]}:{address[1]}")
 

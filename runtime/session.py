@@ -82,6 +82,7 @@ class Session:
         self._jobs_lock = threading.Lock()
         self._answers: "queue.Queue[Optional[_Answer]]" = queue.Queue()
         self._closed = False
+        self._ending = False
 
     def __repr__(self) -> str:
         return f"<Session {self._channel!r} {len(self._jobs)} requests>"
@@ -159,6 +160,9 @@ class Session:
             if header.request in self._jobs:
                 raise RemoteProtocolError(f"INFER: request {header.request} is under way already")
         self._slots.acquire()
+        if self._ending:
+            self._slots.release()
+            raise LinkError("the server is shutting down")
         begin = time.monotonic()
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
@@ -212,6 +216,9 @@ class Session:
                 if not broken and not self._closed and self._channel.state is State.OPEN:
                     self._try_send(Kind.GOODBYE, Nothing())
                     self._channel.stream.abort()
+                # Nobody takes answers from now on: a reader that waits for a slot must know.
+                self._ending = True
+                self._slots.release()
                 return
             if not broken:
                 broken = not self._send_answer(answer)

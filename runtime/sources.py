@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 from zipfile import BadZipFile
+from zlib import error as ZlibError  # noqa: N812 (a class, whatever zlib calls it)
 
 import numpy as np
 
@@ -96,15 +97,19 @@ def _random(size: int, manifest: Manifest) -> Source:
 def _npz(path: Path, manifest: Manifest) -> Source:
     """Read arrays by input name; with one dimension more than the input, one sample a row."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise SourceError(f"{path}: one array without a name (.npy); save it with np.savez")
+        with file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as exc:
+    except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, ZlibError) as exc:
         raise SourceError(f"{path}: not a readable .npz file: {exc}") from exc
     specs = manifest.inputs
+    stacked = {spec.name: len(spec.shape) + 1 for spec in specs}
     rows = _rows(specs, arrays)
     samples: List[Sample] = []
     for row in range(rows or 1):
-        given = {name: array[row] for name, array in arrays.items()} if rows else arrays
+        given = {n: a[row] if rows and a.ndim == stacked.get(n) else a for n, a in arrays.items()}
         inputs = check_tensors(specs, given, where=str(path), hint="see `split-bundle inspect`")
         samples.append(Sample(f"{path.name}[{row}]" if rows else path.name, inputs))
     return _repeated(samples)
@@ -147,7 +152,7 @@ def read_image(path: Path, spec: TensorSpec, layout: ImageLayout) -> Array:
     try:
         with pillow.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as exc:
+    except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as exc:
         raise SourceError(f"{path}: not a readable image: {exc}") from exc
     scale = max(height / image.height, width / image.width) * 8 / 7
     size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))

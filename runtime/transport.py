@@ -173,10 +173,11 @@ def parse_address(text: str) -> Tuple[str, int]:
         SplitError: Not such an address.
     """
     host, colon, port = text.rpartition(":")
-    valid = colon and host and port.isdigit() and int(port) <= 65535
-    if not valid:
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= 5 else -1
+    if not (colon and host and 0 <= number <= 65535):
         raise SplitError(f"address {text!r}: expected HOST:PORT with a port from 0 to 65535")
-    return host.strip("[]"), int(port)
+    return host, number
 
 
 def connect(host: str, port: int, *, deadline: Deadline) -> Stream:
@@ -196,7 +197,13 @@ def connect(host: str, port: int, *, deadline: Deadline) -> Stream:
         raise ConnectError(
             f"{peer}: {exc.strerror or exc}; start it with `runtime serve BUNDLE --listen {peer}`"
         ) from exc
-    return Stream(sock, peer)
+    except UnicodeError as exc:  # what Python says of a host such as "a..b"
+        raise ConnectError(f"{peer}: not the name of a host") from exc
+    try:
+        return Stream(sock, peer)
+    except OSError as exc:
+        sock.close()
+        raise ConnectError(f"{peer}: {exc.strerror or exc}") from exc
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -206,6 +213,10 @@ def listen(host: str, port: int) -> socket.socket:
         ConnectError: The address cannot be listened on.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        host.encode("idna")
+    except UnicodeError as exc:
+        raise ConnectError(f"{host}:{port}: not the name of a host") from exc
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

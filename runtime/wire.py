@@ -59,6 +59,9 @@ HEADER_BYTES = 40
 MAX_PROBE_BYTES = 1 << 16
 """Largest payload of a ``PING``: enough to measure a link, too little to fill one."""
 
+_LONGEST_S = 1e6
+"""No inference takes that long; what says so is not a measured time."""
+
 _LAYOUT = struct.Struct("<4sBBHQIHHHHIQ")
 assert _LAYOUT.size == HEADER_BYTES
 
@@ -102,11 +105,21 @@ class Header:
     payload_bytes: int = 0
 
 
+def _check_seconds(*times_s: float) -> None:
+    """Refuse what is no time: one NaN of a peer would spoil every estimate made with it."""
+    for seconds in times_s:
+        if not 0 <= seconds <= _LONGEST_S:
+            raise ValueError(f"expected seconds from 0 to {_LONGEST_S:.0f}, given {seconds}")
+
+
 class Table(msgspec.Struct, frozen=True):
     """A device's latency table on the wire: medians in seconds."""
 
     segments_s: Tuple[float, ...]
     device: str = ""
+
+    def __post_init__(self) -> None:
+        _check_seconds(*self.segments_s)
 
 
 class Hello(msgspec.Struct, frozen=True):
@@ -164,6 +177,9 @@ class Result(msgspec.Struct, frozen=True):
     receive_s: float
     queue_s: float
     compute_s: float
+
+    def __post_init__(self) -> None:
+        _check_seconds(self.receive_s, self.queue_s, self.compute_s)
 
 
 class Error(msgspec.Struct, frozen=True):
@@ -299,7 +315,7 @@ def decode_meta(header: Header, data: "bytes | bytearray | memoryview") -> msgsp
         return Nothing()
     try:
         meta = _DECODERS[header.kind].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise RemoteProtocolError(f"{header.kind.name}: malformed metadata: {exc}") from exc
     if isinstance(meta, (Infer, Result)):
         _check_parts(header, meta.parts)

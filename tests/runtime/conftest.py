@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from engines.backend import BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.program import Program
+from runtime import Server
+from tests.runtime.helpers import descriptors, eventually, ours
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Fail a test after which a thread or a descriptor of its own lives on."""
+    before = descriptors()
+    yield
+    eventually(lambda: not ours(), f"the end of {ours()}", within_s=10)
+    eventually(lambda: descriptors() <= before + 2, "closed descriptors", within_s=10)
+
+
+@pytest.fixture
+def server(toy: Bundle) -> Iterator[Server]:
+    """Give a server of the toy bundle on a free port."""
+    backend = open_backend("ort", BackendOptions(threads=1))
+    with Program(toy, backend) as program, Server([program]) as running:
+        yield running
