@@ -23,6 +23,9 @@ __all__ = ["Sample", "Source", "open_source"]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, BadZipFile, ZlibError)
+"""What NumPy and zipfile raise for a damaged, encrypted or foreign archive."""
+
 
 class Sample(NamedTuple):
     """One inference's inputs.
@@ -97,12 +100,13 @@ def _random(size: int, manifest: Manifest) -> Source:
 def _npz(path: Path, manifest: Manifest) -> Source:
     """Read arrays by input name; with one dimension more than the input, one sample a row."""
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise SourceError(f"{path}: one array without a name (.npy); save it with np.savez")
-        with file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, NotImplementedError, BadZipFile, ZlibError) as exc:
+        with path.open("rb") as raw:  # np.load itself leaves a broken archive open
+            file = np.load(raw, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise SourceError(f"{path}: one array without a name; save it with np.savez")
+            with file:
+                arrays = {name: file[name] for name in file.files}
+    except _UNREADABLE as exc:
         raise SourceError(f"{path}: not a readable .npz file: {exc}") from exc
     specs = manifest.inputs
     stacked = {spec.name: len(spec.shape) + 1 for spec in specs}

@@ -8,16 +8,16 @@ from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.program import Program
 from runtime import Server
-from tests.runtime.helpers import descriptors, eventually, ours
+from tests.runtime.helpers import eventually, ours, sockets
 
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """Fail a test after which a thread or a descriptor of its own lives on."""
-    before = descriptors()
+    """Fail a test after which a thread or a socket of its own lives on."""
+    before = sockets()
     yield
     eventually(lambda: not ours(), f"the end of {ours()}", within_s=10)
-    eventually(lambda: descriptors() <= before + 2, "closed descriptors", within_s=10)
+    eventually(lambda: sockets() <= before, "closed sockets", within_s=10)
 
 
 @pytest.fixture

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from runtime.robot import Result
+from runtime.summary import Summary
+
+
+def _result(latency_s: float, answered_by: str) -> Result:
+    return Result(
+        outputs={"y": np.zeros(1)},
+        seq=0,
+        cut="00000000",
+        answered_by=answered_by,
+        reason="",
+        latency_s=latency_s,
+        robot_s=0.0,
+        link_s=0.0,
+        server_s=0.0,
+        queue_s=0.0,
+        bytes_up=0,
+        bytes_down=0,
+        goodput_bps=None,
+        energy_j=latency_s * 2,
+        predicted=None,
+    )
+
+
+def test_counts_quantiles_and_mean() -> None:
+    summary = Summary()
+    for milliseconds in range(1, 101):
+        who = "remote" if milliseconds > 10 else "fallback"
+        summary.add(_result(milliseconds / 1e3, who))
+    record = summary.record()
+    assert record == {
+        "count": 100,
+        "failures": 0,
+        "answered_by": {"fallback": 10, "remote": 90},
+        "p50_ms": 50.5,
+        "p95_ms": 95.05,
+        "p99_ms": 99.01,
+        "mean_energy_j": 0.101,
+    }
+
+
+def test_nothing_run_is_no_number_and_still_json() -> None:
+    record = Summary().record()
+    assert record["count"] == record["failures"] == 0
+    assert [record[key] for key in ("p50_ms", "p95_ms", "p99_ms", "mean_energy_j")] == [None] * 4
+    json.dumps(record, allow_nan=False)
