@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from calibration.parity import TOLERANCE, seeded_inputs
 from compiler.cuts import Boundaries
-from compiler.graph import Values
+from compiler.graph import ValueGraph, Values
 from compiler.images import ImageSpec
 from compiler.passes import run_passes
 from compiler.passes.provenance import strip_provenance
@@ -26,7 +26,7 @@ from compiler.trace import Traced
 from engines.bundle import Bundle, file_entries
 from engines.errors import TraceError
 from engines.manifest import SPEC, FileEntry, Manifest, Parity
-from engines.tensors import Array, TensorSpec
+from engines.tensors import DTYPES, Array, TensorSpec
 
 __all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare"]
 
@@ -51,8 +51,8 @@ class Prepared:
         inputs: The inputs' specifications, in order.
         paths: Module path of the node that gives a value.
         images: Inputs that take raw pixels.
-        reference: What the model computes, from these inputs.
-        example: The user's arrays, where given.
+        floats: Name and dtype of the normalised value of each of them.
+        example: The user's arrays by input, where given; raw pixels for images.
     """
 
     model: onnx.ModelProto
@@ -60,12 +60,27 @@ class Prepared:
     inputs: tuple[TensorSpec, ...]
     paths: Mapping[str, str]
     images: tuple[ImageSpec, ...]
-    reference: Reference
+    floats: Mapping[str, tuple[str, str]]
     example: Mapping[str, Array] | None
 
+    def in_front_of(self, reference: Reference) -> Reference:
+        """Return the reference as it takes these inputs: images as raw pixels."""
+        return ImageReference(reference, self.images, self.floats) if self.images else reference
 
-def prepare(traced: Traced, folder: Path, images: Sequence[ImageSpec]) -> Prepared:
+
+def prepare(
+    traced: Traced,
+    folder: Path,
+    images: Sequence[ImageSpec],
+    pixels: Mapping[str, Array] | None = None,
+) -> Prepared:
     """Run the passes, and write graph and weights into ``folder``.
+
+    Args:
+        traced: The model.
+        folder: The bundle's folder.
+        images: Inputs that are to take raw pixels.
+        pixels: Raw pixels of the user's example, by input.
 
     Raises:
         TraceError: The graph or ``images`` cannot be used.
@@ -94,48 +109,50 @@ def prepare(traced: Traced, folder: Path, images: Sequence[ImageSpec]) -> Prepar
     model = onnx.load(path, load_external_data=False)
     strip_provenance(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    inputs = tuple(
-        TensorSpec(
-            value.name or "",
-            value.dtype.numpy().name if value.dtype is not None else "float32",
-            tuple(int(str(extent)) for extent in value.shape or ()),
-        )
-        for value in traced.model.graph.inputs
-    )
-    reference = traced.reference
-    if images:
-        reference = ImageReference(reference, images, passed.floats)
-    gc.collect()  # graph and values refer to each other: the exporter's copies go now
+    inputs = tuple(_input_spec(value) for value in traced.model.graph.inputs)
+    gc.collect()  # graph and values refer to each other: what the passes dropped goes now
+    example = None if traced.example is None else {**traced.example, **(pixels or {})}
     return Prepared(
-        model, path.parent, inputs, passed.paths, tuple(images), reference, traced.example
+        model, path.parent, inputs, passed.paths, tuple(images), passed.floats, example
     )
+
+
+def _input_spec(value: ir.Value) -> TensorSpec:
+    dtype = "unknown" if value.dtype is None else value.dtype.numpy().name
+    shape = tuple(int(str(extent)) for extent in value.shape or ())
+    if dtype not in DTYPES:
+        raise TraceError(
+            f"input {value.name!r}: expected one of {', '.join(DTYPES)}, given {dtype}; "
+            "convert inside of forward(), and give an input that the robot can send"
+        )
+    return TensorSpec(value.name or "", dtype, shape)
 
 
 def parity_inputs(prepared: Prepared, seed: int, *, fresh: bool = False) -> dict[str, Array]:
     """Return the user's example, or seeded inputs; seeded ones in any case where ``fresh``.
 
+    An image input of which the example has no raw pixels is seeded too.
+
     Raises:
-        TraceError: The example does not fit the inputs, which for images are raw pixels.
+        TraceError: The example does not fit the inputs.
     """
     drawn = seeded_inputs(prepared.inputs, seed)
     if prepared.example is None or fresh:
         return drawn
-    pixels = {image.name for image in prepared.images}
-    given = {
-        name: drawn[name] if name in pixels and array.dtype.name != "uint8" else array
-        for name, array in prepared.example.items()
-    }
-    wrong = [spec.mismatch(given[spec.name]) for spec in prepared.inputs if spec.name in given]
-    wrong += [f"{spec.name!r}: missing" for spec in prepared.inputs if spec.name not in given]
+    images = {image.name for image in prepared.images}
+    given = dict(prepared.example)
+    given.update({n: drawn[n] for n in images if given[n].dtype != drawn[n].dtype})
+    wrong = [spec.mismatch(given[spec.name]) for spec in prepared.inputs]
     if any(wrong):
         raise TraceError(f"--example: {'; '.join(filter(None, wrong))}")
-    return given
+    return {spec.name: given[spec.name] for spec in prepared.inputs}
 
 
-def compared(emitted: Emitted, values: Values) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return dtype and shape of every tensor that some segment gives."""
-    names = dict.fromkeys(name for segment in emitted.segments for name in segment.outputs)
-    return {name: (values.specs[name].dtype, values.specs[name].shape) for name in names}
+def compared(graph: ValueGraph, boundaries: Boundaries) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return dtype and shape of every tensor that some cut has cross, and of the outputs."""
+    names = dict.fromkeys(n for cut in boundaries.cuts for n in (*cut.frontier, *cut.results))
+    specs = graph.values.specs
+    return {n: (specs[n].dtype, specs[n].shape) for n in names if n not in graph.inputs}
 
 
 def draft(
@@ -152,7 +169,8 @@ def draft(
     weights = WEIGHTS_FILE if (folder / WEIGHTS_FILE).exists() else ""
     named = {n for cut in emitted.cuts for n in (*cut.tensors, *cut.results)}
     named |= {n for segment in emitted.segments for n in (*segment.inputs, *segment.outputs)}
-    opset = next(o.version for o in prepared.model.opset_import if o.domain in ("", "ai.onnx"))
+    domains = {o.domain: o.version for o in prepared.model.opset_import}
+    opset = domains.get("", domains.get("ai.onnx", 0))
     files = {
         path.relative_to(folder).as_posix(): FileEntry(bytes=0, sha256="")
         for path in sorted(folder.rglob("*"))

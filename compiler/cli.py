@@ -25,7 +25,8 @@ __all__ = ["main"]
     "inputs",
     multiple=True,
     metavar="NAME=DTYPE[DIMS]",
-    help="An input, as in 'x=float32[1,3,224,224]'; NAME.key reaches into a dict. Repeatable.",
+    help="An input as the model takes it, before --preprocess, as in 'x=float32[1,3,224,224]'; "
+    "NAME.key reaches into a dict. Repeatable.",
 )
 @click.option(
     "--example",

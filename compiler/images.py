@@ -7,6 +7,7 @@ and ``std`` are in that order too, in units of the pixels: 0 to 255.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from engines.errors import TraceError
 from engines.manifest import ImageLayout
 from engines.tensors import Array
 
-__all__ = ["CHANNELS", "ImageSpec", "parse_image"]
+__all__ = ["CHANNELS", "ImageSpec", "parse_image", "split_pixels"]
 
 CHANNELS = 3
 """Channels of a photograph, as :class:`engines.manifest.ImageLayout` knows them."""
@@ -88,6 +89,33 @@ class ImageSpec:
         mean = np.asarray(self.mean, dtype).reshape(1, CHANNELS, 1, 1)
         std = np.asarray(self.std, dtype).reshape(1, CHANNELS, 1, 1)
         return np.ascontiguousarray((planes.astype(dtype) - mean) / std)
+
+
+def split_pixels(
+    example: Mapping[str, Array] | None, images: Sequence[ImageSpec]
+) -> tuple[dict[str, Array] | None, dict[str, Array]]:
+    """Return a user's example as the model takes it, and the raw pixels that were in it.
+
+    Raises:
+        TraceError: uint8 values that are no picture.
+    """
+    if example is None:
+        return None, {}
+    own = dict(example)
+    pixels: dict[str, Array] = {}
+    for image in images:
+        array = own.get(image.name)
+        if array is None or array.dtype != np.uint8:
+            continue
+        if array.ndim != 4 or array.shape[3 if image.layout == "hwc" else 1] != CHANNELS:
+            want = "[1, H, W, 3]" if image.layout == "hwc" else "[1, 3, H, W]"
+            raise TraceError(
+                f"--example {image.name!r}: expected raw pixels uint8 {want}, "
+                f"given uint8 {list(array.shape)}"
+            )
+        pixels[image.name] = array
+        own[image.name] = image.normalise(array, "float32")
+    return own, pixels
 
 
 def parse_image(text: str) -> ImageSpec:

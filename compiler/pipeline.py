@@ -15,15 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compiler.images import ImageSpec
+from compiler.images import ImageSpec, split_pixels
 from compiler.inputs import InputSpec, load_example
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
+from engines.tensors import Array
 
 if TYPE_CHECKING:
-    from compiler.trace import Traced
+    from compiler.assemble import Prepared
+    from compiler.cuts import Boundaries
+    from compiler.graph import ValueGraph
+    from compiler.proof import Expected
+    from engines.manifest import Manifest
 
 __all__ = ["TARGETS", "CompileOptions", "Progress", "compile_model"]
 
@@ -31,6 +36,9 @@ logger = logging.getLogger(__name__)
 
 TARGETS = ("cpu",)
 """What engines can be made for; ``cpu`` needs nothing beyond the ONNX files."""
+
+STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "write")
+"""Stages in the order of a report."""
 
 MAX_SEED = 2**63 - 1
 """Largest seed that the manifest's JSON keeps exactly in every reader of 64-bit integers."""
@@ -131,50 +139,85 @@ def compile_model(
     clock = _Clock()
     with clock("load"), progress("loading the model"):
         source = _source(model, options)
-        example = None if options.example is None else load_example(options.example)
+        given = None if options.example is None else load_example(options.example)
+        example, pixels = split_pixels(given, options.images)
     name = options.name or source.name
     out = Path(f"{name}.bundle") if out is None else out
     with _no_folders_left(out), new_bundle(out) as (folder, finish):
-        from compiler.trace import TraceOptions, trace  # torch takes seconds to import
+        from compiler import assemble, proof  # torch takes seconds to import
+        from compiler.trace import TraceOptions, trace
 
         trace_options = TraceOptions(options.inputs, example, options.opset, options.seed)
         with progress("tracing and exporting"):
             traced = trace(source, trace_options)
+            del source  # with the next two `del`: the weights are in memory once at a time
         clock.seconds.update(traced.seconds)
-        bundle = _build(traced, name, folder, options, clock, progress, finish)
-    return bundle, make_report(bundle, out, clock.seconds)
+        with clock("passes"), progress("writing the weights"):
+            reference = traced.reference
+            prepared = assemble.prepare(traced, folder, options.images, pixels)
+            del traced
+        with clock("cuts"), progress("finding cuts"):
+            found = _find(prepared, options)
+        with clock("proof"), progress("running the reference"):
+            reference = prepared.in_front_of(reference)
+            specs = assemble.compared(found.graph, found.boundaries)
+            expected = proof.expect(
+                reference, prepared.model, prepared.folder, found.inputs, specs
+            )
+            del reference
+        bundle = _write(name, folder, prepared, found, expected, options, clock, progress, finish)
+    return bundle, make_report(bundle, out, {s: clock.seconds.get(s, 0.0) for s in STAGES})
 
 
-def _build(
-    traced: Traced,
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The graph, its cuts, and the inputs that they are proved with."""
+
+    graph: ValueGraph
+    boundaries: Boundaries
+    inputs: dict[str, Array]
+
+
+def _find(prepared: Prepared, options: CompileOptions) -> _Found:
+    from compiler import assemble, cuts, graph, whole
+
+    inputs = assemble.parity_inputs(prepared, options.seed)
+    other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
+    values = graph.infer_values(prepared.model)
+    values = whole.measure_values(prepared.model, prepared.folder, values, [inputs, other])
+    value_graph = graph.build_graph(prepared.model, prepared.paths, values)
+    boundaries = cuts.find_cuts(value_graph, max_frontier=options.max_frontier)
+    return _Found(value_graph, boundaries, inputs)
+
+
+def _write(
     name: str,
     folder: Path,
+    prepared: Prepared,
+    found: _Found,
+    expected: Expected,
     options: CompileOptions,
     clock: _Clock,
     progress: Progress,
-    finish: Any,
+    finish: Callable[[Manifest], Bundle],
 ) -> Bundle:
-    from compiler import assemble, cuts, graph, proof, segments, whole
+    from compiler import assemble, proof, segments
 
-    with clock("passes"), progress("writing the weights"):
-        prepared = assemble.prepare(traced, folder, options.images)
-        reference = prepared.reference
-        del traced
-    with clock("cuts"), progress("finding cuts"):
-        inputs = assemble.parity_inputs(prepared, options.seed)
-        other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
-        values = graph.infer_values(prepared.model)
-        values = whole.measure_values(prepared.model, prepared.folder, values, [inputs, other])
-        value_graph = graph.build_graph(prepared.model, prepared.paths, values)
-        boundaries = cuts.find_cuts(value_graph, max_frontier=options.max_frontier)
     with clock("emit"), progress("writing segments") as advance:
-        emitted = segments.emit(folder, prepared.model, value_graph, boundaries, progress=advance)
+        emitted = segments.emit(
+            folder, prepared.model, found.graph, found.boundaries, progress=advance
+        )
     with clock("proof"), progress("proving segments") as advance:
-        specs = assemble.compared(emitted, values)
-        expected = proof.expect(reference, prepared.model, prepared.folder, inputs, specs)
         proof.write_parity(folder, expected)
         draft = assemble.draft(
-            name, folder, prepared, emitted, boundaries, values, expected, options.seed
+            name,
+            folder,
+            prepared,
+            emitted,
+            found.boundaries,
+            found.graph.values,
+            expected,
+            options.seed,
         )
         error = proof.prove(Bundle(folder, draft, ""), expected, progress=advance)
     with clock("write"):

@@ -22,7 +22,7 @@ from compiler.reference import Reference
 from compiler.whole import run_whole
 from engines.backend import open_backend
 from engines.bundle import Bundle
-from engines.errors import EmitError
+from engines.errors import EmitError, EngineError
 from engines.program import Program
 from engines.tensors import Array
 
@@ -114,7 +114,18 @@ def prove(bundle: Bundle, expected: Expected, *, progress: Callable[[int, int], 
     Raises:
         EmitError: An error is above its tolerance; or a segment cannot be loaded or run.
     """
-    with Program(bundle, open_backend("ort"), fuse=False, progress=progress) as program:
+    try:
+        return _prove(bundle, expected, progress)
+    except EngineError as exc:
+        raise EmitError(
+            f"{exc}; ONNX Runtime, which proves every bundle, cannot run this model on the CPU"
+        ) from exc
+
+
+def _prove(bundle: Bundle, expected: Expected, progress: Callable[[int, int], None]) -> float:
+    # Every engine holds a copy of the weights it uses: no more than the halves of one cut.
+    backend = open_backend("ort")
+    with Program(bundle, backend, fuse=False, max_halves=2, progress=progress) as program:
         largest = _prove_chain(program, expected)
         middle = program.last // 2
         for parity in verify_cuts(program, sorted({0, 1, middle, program.last - 1})):

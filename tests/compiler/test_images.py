@@ -75,6 +75,23 @@ def test_pixels_for_an_onnx_file(tmp_path):
     assert bundle.manifest.opset == 17
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_an_example_of_pixels_becomes_the_parity_input(tmp_path, raw):
+    pixels = np.arange(768, dtype=np.uint8).reshape(1, 16, 16, 3)
+    np.savez(tmp_path / "e.npz", input=pixels if raw else np.zeros((1, 3, 16, 16), np.float32))
+    options = CompileOptions(images=(parse_image(IMAGENET),), example=tmp_path / "e.npz")
+    module, _ = torch_models.chain()
+    bundle, _ = compile_model(module, tmp_path / "m.bundle", options=options)
+    assert np.array_equal(bundle.parity_vectors()[0]["input"], pixels) == raw
+
+
+def test_an_example_that_is_no_picture(tmp_path):
+    np.savez(tmp_path / "e.npz", input=np.zeros((16, 16, 3), np.uint8))
+    options = CompileOptions(images=(parse_image(IMAGENET),), example=tmp_path / "e.npz")
+    with pytest.raises(TraceError, match=r"\[1, H, W, 3\], given uint8 \[16, 16, 3\]"):
+        compile_model(torch_models.chain()[0], tmp_path / "m.bundle", options=options)
+
+
 @pytest.mark.parametrize("spec", ["state=imagenet", "nothing=imagenet"])
 def test_only_images_take_pixels(tmp_path, spec):
     with pytest.raises(TraceError, match="--preprocess"):

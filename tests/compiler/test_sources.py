@@ -66,6 +66,17 @@ class Keeps(nn.Module):
         self.count.add_(1)
         return x + self.count
 
+class Brain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4).bfloat16()
+
+    def forward(self, x):
+        return self.layer(x.bfloat16()).float()
+
+def brain_input():
+    return nn.Linear(4, 4).bfloat16(), torch.zeros(1, 4, dtype=torch.bfloat16)
+
 class Noisy(nn.Module):
     def forward(self, x):
         return x + torch.rand_like(x)
@@ -320,6 +331,11 @@ def test_factory_file_that_cannot_be_imported(place):
 )
 def test_module_that_cannot_be_split(place, factory, reason):
     assert reason in complaint(f"factories.py:{factory}", "--input", "x=float32[1,4]")
+
+
+def test_types_that_cannot_be_run_or_sent(place):
+    assert "Gemm" in complaint("factories.py:Brain", "--input", "x=float32[1,4]")
+    assert "given bfloat16" in complaint("factories.py:brain_input")
 
 
 def test_weights_that_do_not_fit(place):
