@@ -40,6 +40,12 @@ FIELDS = 4 + 1 + (1 + KEYPOINTS) + 2 * KEYPOINTS
 SETTLE_SIZE = (128, 192)
 """Height and width of the picture that the weights are scaled on: two pixels at the last scale."""
 
+SETTLED = 8.0
+"""Deviation that activations are brought to, where SiLU keeps the scale of what it is given.
+
+Around 1 it gives a larger signal more gain, and small changes of the input grow layer by layer.
+"""
+
 
 class Conv(nn.Sequential):
     """Convolution and SiLU, the size kept but for the stride."""
@@ -215,7 +221,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 def _settle(model: Kapao) -> None:
-    """Scale the weights so that each convolution's output has unit variance, in order.
+    """Scale the weights so that each convolution's output has a given deviation, in order.
 
     A hundred SiLUs without batch norm would otherwise let the signal die out.
 
@@ -224,16 +230,17 @@ def _settle(model: Kapao) -> None:
     """
 
     def scale(conv: nn.Module, _given: object, out: Tensor) -> Tensor:
-        deviation = out.std()
+        deviation = out.std() / (1 if conv in heads else SETTLED)
         for parameter in conv.parameters():
             parameter.div_(deviation)
         return out / deviation
 
+    heads = [head.conv for head in model.detect]
     with torch.no_grad():
         convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
         hooks = [conv.register_forward_hook(scale) for conv in convs]
         maps = model.features(torch.rand(1, 3, *SETTLE_SIZE))
-        for head, x in zip(model.detect, maps, strict=True):
-            head.conv(x)
+        for conv, x in zip(heads, maps, strict=True):
+            conv(x)
         for hook in hooks:
             hook.remove()

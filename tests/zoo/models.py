@@ -51,7 +51,7 @@ _ENTRIES = [
     *_rows("torchvision", "segmentation", 64, "deeplabv3_mobilenet_v3_large"),
     *_rows("torchvision", "detector", 128, "retinanet_head ssd_head fcos_head"),
     *(Entry(n, "torchvision", "video", _VIDEO) for n in ("r3d_18", "mc3_18", "r2plus1d_18")),
-    Entry("s3d", "torchvision", "video", (1, 3, 16, 64, 64)),
+    Entry("s3d", "torchvision", "video", (1, 3, 16, 224, 224)),
     *_rows("timm", "residual", 64, "resnet26d seresnet18 skresnet18 resnest14d res2net50_14w_8s"),
     *_rows("timm", "residual", 64, "eca_nfnet_l0 convnextv2_atto"),
     *_rows("timm", "multi-branch", 64, "hrnet_w18_small dla34 selecsls42b repvgg_a0 mobileone_s0"),
