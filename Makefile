@@ -2,6 +2,7 @@
 # make test   sets everything up, checks style and types, and runs the tests
 # make check  the same, with what is already set up
 # make test38 the robot's packages on Python 3.8, where there is one
+# make test-zoo  compiles architectures of torchvision and timm, writes docs/models.md (ONLY=name)
 # make bench  prints ratios measured in one run, writes build/bench.json (ONLY=name for one part)
 # make clean  removes what the targets above made
 
@@ -14,7 +15,7 @@ ONLY ?=
 PYTHON38 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python)),$(shell command -v python3.8))
 READY38 := build/py38/.ready
 
-.PHONY: demo test test38 check style types unit bench clean
+.PHONY: demo test test-zoo test38 check style types unit bench clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -41,6 +42,16 @@ $(READY38): pyproject.toml $(wildcard engines/*.py engines/codecs/*.py calibrati
 	@test -n "$(PYTHON38)" || { echo "no Python 3.8 here; name one: make test38 PYTHON38=..."; exit 1; }
 	test -x build/py38/bin/python || $(PYTHON38) -m venv build/py38
 	build/py38/bin/python -m pip install --quiet --disable-pip-version-check '.[ort,codecs]'
+	touch $@
+
+# Two libraries of architectures, in an environment of their own.
+test-zoo: build/zoo/.ready
+	build/zoo/bin/pytest -m zoo tests/zoo --zoo-json build/zoo.json $(if $(ONLY),-k $(ONLY))
+	build/zoo/bin/python tests/zoo/table.py build/zoo.json docs/models.md
+
+build/zoo/.ready: pyproject.toml
+	test -x build/zoo/bin/python || $(PYTHON) -m venv build/zoo
+	build/zoo/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
 	touch $@
 
 bench: $(READY)
