@@ -168,7 +168,7 @@ class Robot:
         try:
             self._table = wire_table(table_for(self.program))
             if address is not None:
-                self.link = self._connected(*address)
+                self._connect(*address)
         except BaseException:
             self.close()
             raise
@@ -349,8 +349,8 @@ class Robot:
             predicted=decision.prediction,
         )
 
-    def _connected(self, host: str, port: int) -> Link:
-        link = Link(
+    def _connect(self, host: str, port: int) -> None:
+        self.link = link = Link(
             host,
             port,
             manifest=self.bundle.manifest,
@@ -360,10 +360,8 @@ class Robot:
         if not link.wait_settled(_CONNECT_S):
             fatal = link.fatal
             if fatal is not None:
-                link.close()
                 raise fatal
             logger.warning("%s; running on the robot, connecting again", link.trouble)
-        return link
 
 
 def _ms(seconds: float) -> float:

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from engines.bundle import Bundle
+from engines.manifest import Cut, Manifest
 from runtime import Result, Server
+from runtime.payload import pack_tensors
+from runtime.wire import (
+    HEADER_BYTES,
+    Header,
+    Hello,
+    Infer,
+    Kind,
+    Nothing,
+    Table,
+    Welcome,
+    decode_header,
+    decode_meta,
+    encode,
+)
 
 PATIENCE_S = 30.0
 """Far longer than anything here takes: a test that reaches it has found something that hangs."""
@@ -47,3 +65,137 @@ def assert_right(result: Result, expected: dict[str, np.ndarray]) -> None:
     assert set(result.outputs) == set(expected)
     for name, array in expected.items():
         np.testing.assert_allclose(result.outputs[name], array, atol=1e-5)
+
+
+class Message(NamedTuple):
+    """A whole message as a peer sees it."""
+
+    header: Header
+    meta: Any
+    payload: bytes
+
+
+class Peer:
+    """One end of a connection, with no rules of its own: it says what the test makes it say."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.settimeout(PATIENCE_S)
+        self.sock = sock
+
+    @classmethod
+    def of(cls, server: Server) -> Peer:
+        return cls(socket.create_connection(server.address, timeout=PATIENCE_S))
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()
+
+    def say(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def send(self, kind: Kind, meta: Any = Nothing(), payload: bytes = b"", **fields: int) -> None:
+        self.say(encode(kind, meta, payload_bytes=len(payload), **fields) + payload)
+
+    def greet(self, bundle: Bundle) -> Message:
+        self.send(Kind.HELLO, Hello(bundle.digest, "test"))
+        return self.hear()
+
+    def infer(
+        self, request: int, cut: Cut, manifest: Manifest, tensors: dict[str, np.ndarray]
+    ) -> None:
+        parts, buffers = pack_tensors(manifest.specs(cut.tensors), tensors)
+        fields = {"request": request, "cut": int(cut.id, 16), "tensors": len(parts)}
+        self.send(Kind.INFER, Infer(parts), b"".join(buffers), **fields)
+
+    def hear(self) -> Message:
+        header = decode_header(self._exactly(HEADER_BYTES))
+        meta = decode_meta(header, self._exactly(header.meta_bytes))
+        return Message(header, meta, self._exactly(header.payload_bytes))
+
+    def hangs_up(self) -> bool:
+        """Read whatever comes until the other end closes; false if it does not."""
+        try:
+            while self.sock.recv(1 << 16):
+                pass
+        except TimeoutError:
+            return False
+        except OSError:
+            pass
+        return True
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.sock.recv(size - len(data))
+            if not more:
+                raise EOFError(f"closed after {len(data)} of {size} bytes")
+            data += more
+        return data
+
+
+class FakeServer:
+    """Listens, and treats each connection as ``handle`` says, in a thread of its own."""
+
+    def __init__(self, handle: Callable[[Peer], object], port: int = 0) -> None:
+        self._handle = handle
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self.connections = 0
+        self._peers: list[Peer] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def __enter__(self) -> FakeServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        self._listening.close()
+        for peer in self._peers:
+            with contextlib.suppress(OSError):
+                peer.sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join(PATIENCE_S)
+        for peer in self._peers:
+            peer.sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listening.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._peers.append(Peer(sock))
+            thread = threading.Thread(target=self._treat, args=(self._peers[-1],))
+            self._threads.append(thread)
+            thread.start()
+
+    def _treat(self, peer: Peer) -> None:
+        with contextlib.suppress(OSError, EOFError):
+            self._handle(peer)
+        with contextlib.suppress(OSError):
+            peer.sock.shutdown(socket.SHUT_RDWR)
+
+
+def polite_until(
+    on_infer: Callable[[Peer, Message], None], *, table: Table | None = None
+) -> Callable[[Peer], None]:
+    """Greet and answer probes as a server does; treat each INFER as ``on_infer`` says."""
+
+    def handle(peer: Peer) -> None:
+        assert isinstance(peer.hear().meta, Hello)
+        peer.send(Kind.WELCOME, Welcome("fake", table, 4))
+        while True:
+            message = peer.hear()
+            if message.header.kind is Kind.PING:
+                peer.send(Kind.PONG, request=message.header.request)
+            elif message.header.kind is Kind.INFER:
+                on_infer(peer, message)
+            elif message.header.kind is Kind.GOODBYE:
+                return
+
+    return handle
