@@ -24,6 +24,9 @@ _KEEPALIVE_IDLE_S = 15
 _MAX_BUFFERS = 512
 """Buffers in one ``sendmsg``; Linux takes 1024 (IOV_MAX)."""
 
+_BACKLOG = 128
+"""Connections that wait to be accepted: beyond it a robot's attempt is lost for a second."""
+
 _SIOCOUTQ = 0x5411
 """Linux ioctl: bytes in the send queue that the peer has not acknowledged (tcp(7))."""
 
@@ -221,7 +224,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-        sock.listen(16)
+        sock.listen(_BACKLOG)
     except OSError as exc:
         sock.close()
         raise ConnectError(
