@@ -123,7 +123,11 @@ def to_onnx(program: torch.export.ExportedProgram, opset: int, where: str) -> Ex
     try:
         with quiet():
             onnx_program = torch.onnx.export(
-                program, dynamo=True, opset_version=opset, optimize=True, verbose=False
+                _with_plain_attention(program),
+                dynamo=True,
+                opset_version=opset,
+                optimize=True,
+                verbose=False,
             )
     except Exception as exc:  # the exporter has no common base class for its errors
         raise TraceError(
@@ -209,3 +213,20 @@ def _root_cause(exc: BaseException) -> str:
     while exc.__cause__ is not None:
         exc = exc.__cause__
     return inspect.cleandoc(one_line(exc))
+
+
+def _with_plain_attention(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Lower attention over tensors that are not 4-D to its arithmetic; the exporter refuses it."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+
+    def lower(query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if query.dim() == 4:
+            return NotImplemented
+        plain = torch.ops.aten._scaled_dot_product_attention_math.default
+        return plain(query, *args, **kwargs)[0]
+
+    found = (node for node in program.graph.nodes if node.target is attention)
+    if all(node.args[0].meta["val"].dim() == 4 for node in found):
+        return program
+    lowered: torch.export.ExportedProgram = program.run_decompositions({attention: lower})
+    return lowered

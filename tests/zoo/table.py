@@ -66,12 +66,12 @@ def _row(name: str, row: dict[str, Any]) -> str:
         row["library"],
         row["kind"],
         "x".join(str(size) for size in row["input"]),
-        f"{row['parameters'] / 1e6:.1f} M",
     ]
     if "failed" in row:
-        cells += ["not compiled", "", "", "", ""]
+        cells += ["not compiled", "", "", "", "", ""]
     else:
         cells += [
+            f"{row['parameters'] / 1e6:.1f} M",
             str(row["cuts"]),
             str(row["refused"]),
             f"{row['max_error']:.1e}",
