@@ -6,6 +6,7 @@ the weights file beside the ONNX file, which every session maps from there.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Dict
 
@@ -34,8 +35,9 @@ _DTYPE_OF_ORT = {
     "tensor(double)": "float64",
 }
 
-_LOG_ERRORS_ONLY = 3
-"""ONNX Runtime severity: its warnings speak of its own optimiser, not of the user's model."""
+_LOG_FATAL_ONLY = 4
+"""ONNX Runtime severity: its warnings speak of its own optimiser, not of the user's model, and
+its errors are raised as well."""
 
 
 class OrtEngine(CheckedEngine):
@@ -68,29 +70,38 @@ class OrtBackend:
 
     def __init__(self, options: BackendOptions = BackendOptions()) -> None:
         self._options = options
+        self._files: Dict[bytes, Path] = {}
 
     def build(self, onnx_path: Path) -> bytes:
         """Return the ONNX file's bytes, which are this backend's plan."""
         try:
-            return onnx_path.read_bytes()
+            plan = onnx_path.read_bytes()
         except OSError as exc:
             raise BuildError(f"{onnx_path}: cannot be read: {exc.strerror}") from exc
+        self._files[hashlib.sha256(plan).digest()] = onnx_path
+        return plan
 
     def load(self, plan: bytes, *, folder: Path) -> OrtEngine:
         """Open a session on ``plan``; external weights are looked up in ``folder``."""
+        file = self._files.get(hashlib.sha256(plan).digest())
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         if self._options.threads:
             options.intra_op_num_threads = self._options.threads
         # Idle sessions that spin take the cores from the session that runs: with a chain of
         # segments, each with its own pool, that made 2 threads 40 times slower than 1.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
-        )
+        source: "bytes | str" = plan
+        if file is not None and file.parent == folder:
+            # ONNX Runtime 1.19, the newest on Python 3.8, finds weights beside a file only.
+            source = str(file)
+        else:
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(folder)
+            )
         try:
             session = onnxruntime.InferenceSession(
-                plan, options, providers=["CPUExecutionProvider"]
+                source, options, providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # ONNX Runtime has no common base class for its errors
             raise EngineError(f"ONNX Runtime refused a plan: {_one_line(exc)}") from exc

@@ -149,13 +149,12 @@ class Program:
         if file is None:
             return False
         with self._lock:
+            self._check_open()
             if span in self._halves:
                 return True
         engine = self._load(file)
         with self._lock:
-            if self._closed:
-                engine.close()
-                raise EngineError(f"model {self.bundle.manifest.name!r} is closed")
+            self._check_open()
             self._halves[span] = engine
             self._halves.move_to_end(span)
             while len(self._halves) > self._max_halves:
@@ -175,6 +174,10 @@ class Program:
             self._halves.clear()
         for engine in engines:
             engine.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"model {self.bundle.manifest.name!r} is closed")
 
     def _checked(self, tensors: Mapping[str, Array], start: int) -> Dict[str, Array]:
         cut = self.bundle.manifest.cuts[start]
@@ -220,11 +223,13 @@ class Program:
     def _load_wanted(self) -> None:
         while True:
             span = self._wanted.get()
-            if span is None or self._closed:
+            if span is None:
                 return
             try:
                 self.load_half(*span)
             except EngineError as exc:
+                if self._closed:
+                    return
                 logger.warning("half %s stays a chain of segments: %s", span, exc)
                 with self._lock:
                     self._refused.add(span)

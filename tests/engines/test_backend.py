@@ -155,6 +155,24 @@ class TestEveryBackend:
         with pytest.raises(EngineError):
             backend.load(plan, folder=tmp_path)
 
+    def test_a_plan_from_elsewhere_finds_its_weights_in_the_folder(
+        self, name: str, toy: Bundle, inputs: dict[str, np.ndarray]
+    ) -> None:
+        """As when the plan was stored, and the backend that built it is gone."""
+        path = toy.path("graph/model.onnx")
+        plan = open_backend(name).build(path)
+        engine = open_backend(name).load(plan, folder=path.parent)
+        assert set(engine.run(inputs)) == {"pooled", "logits"}
+
+    def test_a_refusal_is_told_by_the_error_alone(
+        self, name: str, toy: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "model.onnx").write_bytes(toy.path("graph/model.onnx").read_bytes())
+        backend = open_backend(name)
+        with pytest.raises(EngineError):
+            backend.load(backend.build(tmp_path / "model.onnx"), folder=tmp_path)
+        assert capfd.readouterr() == ("", "")
+
     def test_its_fingerprint_is_stable(self, name: str) -> None:
         first, again = (open_backend(name).fingerprint() for _ in range(2))
         assert first == again

@@ -218,7 +218,7 @@ class TestClosing:
         assert not _threads("splitrt-load-halves")
 
     def test_closing_while_a_half_loads_waits_for_that_one_only(
-        self, toy: Bundle, inputs: Tensors
+        self, toy: Bundle, inputs: Tensors, caplog: pytest.LogCaptureFixture
     ) -> None:
         backend = SlowBackend()
         program = Program(toy, backend)
@@ -227,6 +227,7 @@ class TestClosing:
         threading.Timer(0.1, backend.gate.set).start()
         program.close()
         assert len(backend.loads) <= LAST + 1
+        assert caplog.text == "", "nothing went wrong"
         assert not _threads("splitrt-load-halves")
 
     def test_closing_during_runs_gives_answers_or_engine_errors(

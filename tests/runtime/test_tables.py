@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calibration.latency_table import LatencyTable, Timing, load_table, store_table
+from engines.backend import BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.fingerprint import Fingerprint
+from engines.program import Program
+from runtime import tables
+from runtime.tables import table_for, wire_table
+
+
+@pytest.fixture
+def loaded(toy_copy: Path) -> Program:
+    backend = open_backend("ort", BackendOptions(threads=1))
+    with Program(Bundle.open(toy_copy), backend) as program:
+        yield program
+
+
+def _table(program: Program) -> LatencyTable:
+    return LatencyTable(
+        bundle=program.bundle.digest,
+        fingerprint=program.backend.fingerprint(),
+        runs=30,
+        segments=(Timing(0.25, 0.5),) * 7,
+        whole=Timing(0.875, 1.0),
+    )
+
+
+def test_a_kept_table_is_used_and_nothing_measured(
+    loaded: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store_table(loaded.bundle, _table(loaded))
+    monkeypatch.setattr(tables, "measure_latency", None)
+    assert table_for(loaded) == _table(loaded)
+
+
+def test_where_there_is_none_a_quick_one_is_measured_and_kept(loaded: Program) -> None:
+    table = table_for(loaded)
+    assert table.runs == 5
+    assert load_table(loaded.bundle, loaded.backend.fingerprint()) == table
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_stop(
+    loaded: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded.bundle.device_folder.write_text("in the way")
+    assert table_for(loaded).runs == 5
+    assert "measured anew at the next start" in caplog.text
+
+
+def test_on_the_wire_times_are_medians_scaled_to_the_fused_whole(loaded: Program) -> None:
+    table = wire_table(_table(loaded))
+    assert table.segments_s == (0.125,) * 7
+    assert table.device == str(loaded.backend.fingerprint())
+    assert Fingerprint("ort", {}).backend in table.device
