@@ -15,7 +15,7 @@ ONLY ?=
 PYTHON38 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python)),$(shell command -v python3.8))
 READY38 := build/py38/.ready
 
-.PHONY: demo test test-zoo test38 check style types unit bench clean
+.PHONY: demo test test-zoo test38 has38 check style types unit bench clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -34,9 +34,14 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/pytest
 
-# The robot's packages on Python 3.8, in an environment of their own.
+has38:
+	@echo "$(PYTHON38)"
+
+# The robot's packages on Python 3.8, in an environment of their own: tests, and the demo's bundle.
 test38: $(READY) $(READY38)
-	SPLITRT_PY38=build/py38/bin/python $(BIN)/pytest tests/test_python38.py
+	SPLITRT_PY38=build/py38/bin/python $(BIN)/pytest tests/test_layers.py
+	$(BIN)/python scripts/demo.py --compile-only
+	build/py38/bin/python scripts/smoke.py build/demo.bundle
 
 $(READY38): pyproject.toml $(wildcard engines/*.py engines/codecs/*.py calibration/*.py runtime/*.py)
 	@test -n "$(PYTHON38)" || { echo "no Python 3.8 here; name one: make test38 PYTHON38=..."; exit 1; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any, Dict, Optional
 
 import click
@@ -10,11 +11,15 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from calibration.energy import StatePower, parse_power
+from calibration.latency_table import read_table
+from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.console import command_options, print_json
-from engines.manifest import Manifest
+from engines.errors import ManifestError, SplitError
+from engines.manifest import Estimate, Manifest
 from engines.program import Program
 
 __all__ = ["main"]
@@ -23,7 +28,7 @@ __all__ = ["main"]
 @click.group()
 @click.version_option(package_name="splitrt")
 def main() -> None:
-    """Inspect and verify a compiled bundle."""
+    """Inspect, report on and verify a compiled bundle."""
 
 
 @main.command()
@@ -58,6 +63,74 @@ def verify(bundle: str, backend: str, as_json: bool) -> None:
     with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
         ok = print_parity(program, as_json=as_json)
     sys.exit(0 if ok else 1)
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("-o", "--out", type=click.Path(dir_okay=False), help="Default: NAME-report.html.")
+@click.option("--robot-table", metavar="FILE", help="The robot's latency-*.json of this bundle.")
+@click.option("--server-table", metavar="FILE", help="The server's.")
+@click.option("--rtt-ms", type=click.FloatRange(0), default=RTT_S * 1e3, show_default=True)
+@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@command_options
+def report(
+    bundle: str,
+    out: Optional[str],
+    robot_table: Optional[str],
+    server_table: Optional[str],
+    rtt_ms: float,
+    power: str,
+) -> None:
+    """Write the report of BUNDLE, with measured times where tables are given."""
+    opened = Bundle.open(bundle)
+    estimates = dict(opened.manifest.estimates)
+    for side, path in (("robot", robot_table), ("server", server_table)):
+        if path is not None:
+            estimates[side] = _measured(opened, Path(path))
+    page = render_report(
+        opened.manifest,
+        estimates=estimates,
+        rtt_s=rtt_ms / 1e3,
+        power=parse_power(power) if power else StatePower(),
+    )
+    target = Path(out or f"{opened.manifest.name}-report.html")
+    target.write_text(page, encoding="utf-8")
+    click.echo(f"written to {target}")
+
+
+@main.command()
+@click.argument("bundle")
+@click.option("--cut", "cut_id", metavar="ID", help="Show a half of this cut.")
+@click.option("--side", type=click.Choice(["head", "tail"]), default="tail", show_default=True)
+@command_options
+def view(bundle: str, cut_id: Optional[str], side: str) -> None:
+    """Show the graph of BUNDLE, or a half of one cut, in the browser (needs netron)."""
+    opened = Bundle.open(bundle)
+    file = opened.manifest.graph
+    if cut_id is not None:
+        cut = opened.manifest.cut(cut_id)
+        half = cut.head if side == "head" else cut.tail
+        if half is None:
+            raise ManifestError(f"cut {cut_id} has no {side}: the other side runs everything")
+        file = half
+    try:
+        import netron
+    except ImportError as exc:
+        raise SplitError("netron is not installed; pip install netron") from exc
+    netron.start(str(opened.path(file)), browse=True)
+    netron.wait()
+
+
+def _measured(opened: Bundle, path: Path) -> Estimate:
+    """Read a latency table of a bundle, its halves fused."""
+    table = read_table(path)
+    if table.bundle != opened.digest:
+        raise SplitError(
+            f"{path}: expected a table of bundle {opened.digest[:12]}, given one of "
+            f"{table.bundle[:12]}; run `runtime profile` on this bundle"
+        )
+    seconds = tuple(timing.p50_s * table.fused_ratio for timing in table.segments)
+    return Estimate(device=str(table.fingerprint), source="measured", segments_s=seconds)
 
 
 def _cut_record(manifest: Manifest, cut_id: str) -> Dict[str, Any]:

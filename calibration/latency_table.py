@@ -16,7 +16,7 @@ from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.fingerprint import Fingerprint
 
-__all__ = ["LatencyTable", "Timing", "load_table", "store_table", "table_path"]
+__all__ = ["LatencyTable", "Timing", "load_table", "read_table", "store_table", "table_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,15 +88,29 @@ def store_table(bundle: Bundle, table: LatencyTable) -> Path:
     return path
 
 
+def read_table(path: Path) -> LatencyTable:
+    """Read a latency table from a file.
+
+    Raises:
+        SplitError: It cannot be read, or is not one.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=LatencyTable)
+    except OSError as exc:
+        raise SplitError(f"{path}: {exc.strerror}; expected a latency table") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise SplitError(f"{path}: not a latency table: {exc}") from exc
+
+
 def load_table(bundle: Bundle, fingerprint: Fingerprint) -> Optional[LatencyTable]:
     """Return this device's table for this very bundle, or none. A damaged table is no table."""
     path = table_path(bundle, fingerprint)
-    try:
-        table = msgspec.json.decode(path.read_bytes(), type=LatencyTable)
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        logger.warning("%s: ignored, not a latency table: %s", path, exc)
+    try:
+        table = read_table(path)
+    except SplitError as exc:
+        logger.warning("ignored: %s", exc)
         return None
     fits = len(table.segments) == len(bundle.manifest.segments)
     if table.bundle != bundle.digest or table.fingerprint != fingerprint or not fits:

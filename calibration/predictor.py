@@ -33,6 +33,7 @@ class CutCosts:
         local_tail_s: Seconds that the robot itself would take after it.
         bytes_up: Bytes of the frontier as its default codecs send it.
         bytes_down: Bytes of the results on the way back.
+        allowed: Whether the cut may be used.
     """
 
     head_s: Array
@@ -40,6 +41,7 @@ class CutCosts:
     local_tail_s: Array
     bytes_up: Array
     bytes_down: Array
+    allowed: Array
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,19 @@ def cut_costs(
         robot_segments_s: Seconds of each segment on the robot.
         server_segments_s: Seconds of each segment on the server.
     """
-    robot = np.concatenate([[0.0], np.cumsum(np.asarray(robot_segments_s, np.float64))])
-    server = np.concatenate([[0.0], np.cumsum(np.asarray(server_segments_s, np.float64))])
+    robot = np.asarray(robot_segments_s, np.float64)
+    server = np.asarray(server_segments_s, np.float64)
+    before = np.zeros((len(manifest.cuts), len(manifest.segments)), bool)
+    for cut in manifest.cuts:
+        before[cut.index, list(cut.robot_segments)] = True
     up: List[int] = [encoded_bytes(manifest.specs(cut.tensors)) for cut in manifest.cuts]
     down: List[int] = [encoded_bytes(manifest.specs(cut.results)) for cut in manifest.cuts]
     up[-1] = down[-1] = 0
     return CutCosts(
-        head_s=robot,
-        tail_s=server[-1] - server,
-        local_tail_s=robot[-1] - robot,
+        head_s=before @ robot,
+        tail_s=~before @ server,
+        local_tail_s=~before @ robot,
+        allowed=np.asarray([not cut.refused for cut in manifest.cuts], bool),
         bytes_up=np.asarray(up, np.int64),
         bytes_down=np.asarray(down, np.int64),
     )
@@ -107,7 +113,8 @@ def predict(
     Args:
         costs: From :func:`cut_costs`.
         goodput_bps: Payload bits per second; none where there is no link, which leaves only the
-            last cut possible (the others get an infinite latency).
+            last cut possible. The others get an infinite latency, as do cuts that may not be
+            used.
         rtt_s: Round trip in seconds.
         queue_s: Expected wait at the server in seconds.
         power: The robot's power by state.
@@ -124,7 +131,7 @@ def predict(
         predictions.append(
             Prediction(
                 cut=cut,
-                latency_s=robot_s + link_s + wait_s + server_s,
+                latency_s=robot_s + link_s + wait_s + server_s if costs.allowed[cut] else np.inf,
                 robot_s=robot_s,
                 link_s=link_s,
                 server_s=server_s,

@@ -12,6 +12,7 @@ Source:
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Dict, List, Optional
 
@@ -52,6 +53,12 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     source: str
     power_w: Optional[StatePower] = None
 
+    def __post_init__(self) -> None:
+        for name in ("fp32_tflops", "fp16_tflops", "memory_gb_per_s", "launch_us", "memory_gib"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name}: expected a number above 0, given {value}")
+
     @property
     def power(self) -> StatePower:
         """Power by state; that of the Xavier NX robot where this device's is not known."""
@@ -81,7 +88,7 @@ def preset(name: str) -> Device:
         return msgspec.json.decode(path.read_bytes(), type=Device)
     except OSError as exc:
         raise SplitError(f"{path}: {exc.strerror}; expected a device file") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise SplitError(f"{path}: not a device file: {exc}") from exc
 
 

@@ -21,12 +21,11 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
     rows: List[Dict[str, Any]] = []
     with progress_bar("verifying cuts", len(manifest.cuts)) as advance:
         for parity in verify_cuts(program):
-            after = manifest.cuts[len(rows)].after
             row: Dict[str, Any] = {
-                "cut": parity.cut,
+                "cut": parity.cut.id,
                 "max_error": parity.error,
                 "ok": parity.ok,
-                "after": after,
+                "after": parity.cut.after,
             }
             rows.append(row)
             advance(len(rows), len(manifest.cuts))

@@ -25,10 +25,10 @@ from compiler.segments import GRAPH_FILE, WEIGHTS_FILE, Emitted
 from compiler.trace import Traced
 from engines.bundle import Bundle, file_entries
 from engines.errors import TraceError
-from engines.manifest import SPEC, FileEntry, Manifest, Parity
+from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity
 from engines.tensors import DTYPES, Array, TensorSpec
 
-__all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare"]
+__all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare", "proved"]
 
 _EMBEDDED_BYTES = 1024
 """Largest tensor kept in the ONNX files themselves: shapes and axes, which loaders want there."""
@@ -110,6 +110,9 @@ def prepare(
     strip_provenance(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
     inputs = tuple(_input_spec(value) for value in traced.model.graph.inputs)
+    # The exporter's rewrite rules remember the last graph they matched: let the weights go.
+    for value in traced.model.graph.initializers.values():
+        value.const_value = None
     gc.collect()  # graph and values refer to each other: what the passes dropped goes now
     example = None if traced.example is None else {**traced.example, **(pixels or {})}
     return Prepared(
@@ -161,6 +164,7 @@ def draft(
     prepared: Prepared,
     emitted: Emitted,
     boundaries: Boundaries,
+    estimates: Mapping[str, Estimate],
     values: Values,
     expected: Expected,
     seed: int,
@@ -172,7 +176,7 @@ def draft(
     domains = {o.domain: o.version for o in prepared.model.opset_import}
     opset = domains.get("", domains.get("ai.onnx", 0))
     files = {
-        path.relative_to(folder).as_posix(): FileEntry(bytes=0, sha256="")
+        path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256="")
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -192,6 +196,7 @@ def draft(
         cuts=emitted.cuts,
         segments=emitted.segments,
         refused=boundaries.refused,
+        estimates=dict(estimates),
         parity=Parity(
             file=PARITY_FILE,
             seed=seed,
@@ -203,12 +208,15 @@ def draft(
     )
 
 
-def finish(
-    folder: Path, manifest: Manifest, max_error: float, write: Callable[[Manifest], Bundle]
-) -> Bundle:
-    """Add digests and the largest error to a draft, and put the bundle in its place."""
-    parity = msgspec.structs.replace(manifest.parity, max_error=max_error)
-    return write(msgspec.structs.replace(manifest, parity=parity, files=file_entries(folder)))
+def proved(draft: Manifest, max_error: float) -> Manifest:
+    """Add the largest error to a draft."""
+    parity = msgspec.structs.replace(draft.parity, max_error=max_error)
+    return msgspec.structs.replace(draft, parity=parity)
+
+
+def finish(folder: Path, manifest: Manifest, write: Callable[[Manifest], Bundle]) -> Bundle:
+    """Add the digests of all files, and put the bundle in its place."""
+    return write(msgspec.structs.replace(manifest, files=file_entries(folder)))
 
 
 def _model_digest(folder: Path, weights: str) -> str:

@@ -8,6 +8,7 @@ import click
 
 from compiler.images import parse_image
 from compiler.inputs import parse_input
+from compiler.options import THIS, parse_size
 from compiler.pipeline import TARGETS, CompileOptions, compile_model
 from engines.console import command_options, print_json, progress_bar
 
@@ -49,6 +50,29 @@ __all__ = ["main"]
     help="A state_dict for the module of a factory.",
 )
 @click.option("--trust-pickle", is_flag=True, help="Load a pickled module, which runs its code.")
+@click.option(
+    "--cuts", default="auto", show_default=True, help="auto, all, or the N most useful ones."
+)
+@click.option(
+    "--keep-local",
+    multiple=True,
+    metavar="N|MODULE",
+    help="The robot runs the first N operators, or this module and all it needs, itself; what "
+    "goes into them never leaves it. Repeatable.",
+)
+@click.option(
+    "--robot-memory", metavar="SIZE", help="Weights and activations on the robot, as in 512MB."
+)
+@click.option(
+    "--robot",
+    default="xavier-nx",
+    show_default=True,
+    metavar="DEVICE",
+    help="What the cuts are chosen for: a preset, a device .json, a latency-*.json of an earlier "
+    "bundle of this model, or `this` to measure here.",
+)
+@click.option("--server", default="rtx3080", show_default=True, metavar="DEVICE", help="Likewise.")
+@click.option("--measure", is_flag=True, help="The same as --robot this --server this.")
 @click.option("--max-frontier", default=4, show_default=True, help="Most tensors across a cut.")
 @click.option("--opset", default=18, show_default=True, help="ONNX opset to export to.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the inputs for the proof.")
@@ -70,6 +94,12 @@ def main(
     images: tuple[str, ...],
     weights: Path | None,
     trust_pickle: bool,
+    cuts: str,
+    keep_local: tuple[str, ...],
+    robot_memory: str | None,
+    robot: str,
+    server: str,
+    measure: bool,
     max_frontier: int,
     opset: int,
     seed: int,
@@ -90,7 +120,12 @@ def main(
         images=tuple(parse_image(text) for text in images),
         weights=weights,
         trust_pickle=trust_pickle,
+        cuts=cuts,
         max_frontier=max_frontier,
+        keep_local=keep_local,
+        robot_memory=None if robot_memory is None else parse_size(robot_memory),
+        robot=THIS if measure else robot,
+        server=THIS if measure else server,
         opset=opset,
         seed=seed,
         name=name,

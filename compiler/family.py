@@ -252,7 +252,7 @@ def serial_family(
 
     Args:
         cases: One graph under several costs (speed ratios, objectives), each with the smallest
-            and the largest cost of a byte, above 0.
+            and the largest cost of a byte; both 0 where bytes are free.
 
     Returns:
         Plan -> mean over the cases of the part of the range that it wins, on a logarithmic
@@ -262,7 +262,7 @@ def serial_family(
     count = 0
     for problem, low, high in cases:
         count += 1
-        whole = math.log(high / low)
+        whole = math.log(high / low) if low else 0.0
         for win in problem.envelope(low, high):
             part = math.log(win.high / win.low) / whole if whole else 1.0
             shares[win.nodes] = shares.get(win.nodes, 0.0) + part

@@ -6,6 +6,7 @@ outside count as inputs of the node that owns the body.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,7 @@ class ValueGraph:
         outputs: Names of its outputs.
         values: What is known of every value.
         producer: Node that gives a value.
+        weight_bytes: Size of every initialiser, in bytes.
     """
 
     nodes: tuple[Node, ...]
@@ -93,6 +95,7 @@ class ValueGraph:
     outputs: tuple[str, ...]
     values: Values
     producer: Mapping[str, int]
+    weight_bytes: Mapping[str, int]
 
 
 def uses_of(node: NodeProto) -> list[str]:
@@ -159,7 +162,8 @@ def build_graph(model: ModelProto, paths: Mapping[str, str], values: Values) -> 
                 free=free,
             )
         )
-    return ValueGraph(tuple(nodes), inputs, outputs, values, producer)
+    sizes = {tensor.name: _tensor_bytes(tensor) for tensor in graph.initializer}
+    return ValueGraph(tuple(nodes), inputs, outputs, values, producer, sizes)
 
 
 def infer_values(model: ModelProto) -> Values:
@@ -239,6 +243,14 @@ def _flops(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int:
         [shapes.get(name) for name in node.output],
         {k: list(v) if not isinstance(v, int | bytes | str) else v for k, v in attributes.items()},
     )
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    count: int = math.prod(tensor.dims)
+    if tensor.data_type == onnx.TensorProto.STRING:
+        return count
+    itemsize: int = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return count * itemsize
 
 
 def _bodies(node: NodeProto) -> Iterable[GraphProto]:

@@ -1,13 +1,14 @@
 """The pipeline: from a model to a bundle, stage by stage.
 
 load (open the source) -> trace (``torch.export``) -> export (ONNX) -> passes (and the weights
-file) -> cuts -> emit (segments and halves) -> proof -> write (digests, rename). Everything is
-written into a temporary folder beside the target; leaving early leaves nothing behind.
+file) -> cuts -> emit (segments and halves) -> proof -> report -> write (digests, rename).
+Everything is written into a temporary folder beside the target; leaving early leaves nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -15,15 +16,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.energy import StatePower
+from calibration.report import render_report
 from compiler.images import ImageSpec, split_pixels
 from compiler.inputs import InputSpec, load_example
+from compiler.options import CutOptions
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
+from engines.manifest import Estimate
 from engines.tensors import Array
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from compiler.assemble import Prepared
     from compiler.cuts import Boundaries
     from compiler.graph import ValueGraph
@@ -37,7 +45,10 @@ logger = logging.getLogger(__name__)
 TARGETS = ("cpu",)
 """What engines can be made for; ``cpu`` needs nothing beyond the ONNX files."""
 
-STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "write")
+REPORT_FILE = "report.html"
+"""The page for people; nothing else reads it."""
+
+STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "report", "write")
 """Stages in the order of a report."""
 
 MAX_SEED = 2**63 - 1
@@ -57,7 +68,12 @@ class CompileOptions:
         images: Inputs that are to take raw pixels.
         weights: A state_dict for the module of a factory.
         trust_pickle: Whether a pickled module may be loaded, which runs code of its author.
-        max_frontier: Most tensors that may cross a cut.
+        cuts: ``auto``, ``all``, or how many of the most useful cuts to keep.
+        max_frontier: Most tensors across a boundary that nothing but its place speaks for.
+        keep_local: Numbers of operators, or module paths, that the robot must run itself.
+        robot_memory: Bytes that weights and activations may take on the robot.
+        robot: The robot's device: preset, device file, latency table, or ``this``.
+        server: The server's device, likewise.
         opset: ONNX opset to export to; an ``.onnx`` file keeps its own.
         seed: Of the parity inputs.
         name: The model's name; by default that of its file or factory.
@@ -69,15 +85,19 @@ class CompileOptions:
     images: tuple[ImageSpec, ...] = ()
     weights: Path | None = None
     trust_pickle: bool = False
+    cuts: str = "auto"
     max_frontier: int = 4
+    keep_local: tuple[str, ...] = ()
+    robot_memory: int | None = None
+    robot: str = "xavier-nx"
+    server: str = "rtx3080"
     opset: int = 18
     seed: int = 0
     name: str | None = None
     target: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.max_frontier < 1:
-            raise TraceError(f"--max-frontier: expected 1 or more, given {self.max_frontier}")
+        _ = self.cut_options  # checks them
         if not 0 <= self.seed <= MAX_SEED:
             raise TraceError(f"--seed: expected 0 to 2^63 - 1, given {self.seed}")
         if self.target not in TARGETS:
@@ -86,6 +106,16 @@ class CompileOptions:
             )
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise TraceError(f"--name: expected a plain name, given {self.name!r}")
+
+    @property
+    def cut_options(self) -> CutOptions:
+        """What the choice of the cuts takes of these options."""
+        return CutOptions(
+            cuts=self.cuts,
+            max_frontier=self.max_frontier,
+            keep_local=self.keep_local,
+            robot_memory=self.robot_memory,
+        )
 
 
 @dataclass(slots=True)
@@ -156,8 +186,8 @@ def compile_model(
             reference = traced.reference
             prepared = assemble.prepare(traced, folder, options.images, pixels)
             del traced
-        with clock("cuts"), progress("finding cuts"):
-            found = _find(prepared, options)
+        with clock("cuts"), progress("finding cuts") as advance:
+            found = _find(prepared, options, advance)
         with clock("proof"), progress("running the reference"):
             reference = prepared.in_front_of(reference)
             specs = assemble.compared(found.graph, found.boundaries)
@@ -171,23 +201,52 @@ def compile_model(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """The graph, its cuts, and the inputs that they are proved with."""
+    """The graph, its cuts, what they were chosen by, and the inputs that they are proved with."""
 
     graph: ValueGraph
     boundaries: Boundaries
+    estimates: dict[str, Estimate]
+    power: StatePower
     inputs: dict[str, Array]
 
 
-def _find(prepared: Prepared, options: CompileOptions) -> _Found:
-    from compiler import assemble, cuts, graph, whole
+def _find(
+    prepared: Prepared, options: CompileOptions, advance: Callable[[int, int], None]
+) -> _Found:
+    from compiler import assemble, costs, cuts, graph, selection, whole
 
     inputs = assemble.parity_inputs(prepared, options.seed)
     other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
     values = graph.infer_values(prepared.model)
     values = whole.measure_values(prepared.model, prepared.folder, values, [inputs, other])
     value_graph = graph.build_graph(prepared.model, prepared.paths, values)
-    boundaries = cuts.find_cuts(value_graph, max_frontier=options.max_frontier)
-    return _Found(value_graph, boundaries, inputs)
+    order = [node for node in value_graph.nodes if not node.free]
+
+    @functools.cache
+    def here() -> NDArray[np.float64]:
+        return costs.measure_here(
+            prepared.model, prepared.folder, value_graph, order, inputs, progress=advance
+        )
+
+    robot = costs.side_costs(options.robot, value_graph, order, here)
+    server = costs.side_costs(options.server, value_graph, order, here)
+    setting = selection.Setting(value_graph, robot, server, options.cut_options)
+    candidates = selection.choose(setting)
+    boundaries = cuts.find_cuts(
+        value_graph,
+        candidates,
+        max_frontier=options.max_frontier,
+        most=options.cut_options.most,
+    )
+    estimates = {
+        name: Estimate(
+            device=side.device,
+            source=side.source,
+            segments_s=tuple(float(side.seconds[list(s)].sum()) for s in boundaries.segments),
+        )
+        for name, side in (("robot", robot), ("server", server))
+    }
+    return _Found(value_graph, boundaries, estimates, robot.power, inputs)
 
 
 def _write(
@@ -215,13 +274,18 @@ def _write(
             prepared,
             emitted,
             found.boundaries,
+            found.estimates,
             found.graph.values,
             expected,
             options.seed,
         )
         error = proof.prove(Bundle(folder, draft, ""), expected, progress=advance)
+    with clock("report"):
+        manifest = assemble.proved(draft, error)
+        page = render_report(manifest, power=found.power)
+        (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     with clock("write"):
-        return assemble.finish(folder, draft, error, finish)
+        return assemble.finish(folder, manifest, finish)
 
 
 def _source(model: Any, options: CompileOptions) -> Source:

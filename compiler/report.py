@@ -23,7 +23,7 @@ class Report:
     Attributes:
         bundle: Where the bundle lies.
         manifest: Its index.
-        seconds: Wall-clock time by stage: load, trace, export, passes, cuts, emit, proof, write.
+        seconds: Wall-clock time by stage, from ``load`` to ``write``.
         weights_bytes: Size of the weights file.
         bundle_bytes: Size of every file of the bundle, its index excepted.
     """

@@ -50,17 +50,16 @@ class Extractor:
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._sparse = {tensor.values.name: tensor for tensor in model.graph.sparse_initializer}
 
-    def extract(self, start: int, stop: int, outputs: Iterable[str]) -> ModelProto:
-        """Return the nodes from ``start`` up to ``stop`` of the order as a model.
+    def extract(self, places: Iterable[int], outputs: Iterable[str]) -> ModelProto:
+        """Return some nodes of the order as a model.
 
         Its inputs are the values that they take and do not give, inputs of the model first.
 
         Args:
-            start: First node.
-            stop: The one after the last node.
+            places: Their places in the order.
             outputs: Values to give, out of those that the nodes give.
         """
-        nodes = self._with_free(self._order[start:stop])
+        nodes = self._with_free([self._order[place] for place in places])
         given = {name for node in nodes for name in node.outputs}
         taken = dict.fromkeys(n for node in nodes for n in node.inputs if n not in given)
         inputs = sorted(taken, key=self._rank)
@@ -120,27 +119,34 @@ def emit(
         progress: Called with (cuts done, cuts in all).
     """
     extractor = Extractor(model, graph, boundaries.order)
-    ends = set(graph.outputs)
+    segments = [
+        _segment(folder, extractor, graph, boundaries, index)
+        for index in range(len(boundaries.segments))
+    ]
     last = len(boundaries.cuts) - 1
     specs = graph.values.specs
+    ends = set(graph.outputs)
+    everything = frozenset(range(len(boundaries.order)))
     cuts: list[Cut] = []
-    segments: list[Segment] = []
     for index, cut in enumerate(boundaries.cuts):
-        head: str | None = None
-        tail: str | None = None
-        kept = ends.union(cut.frontier)
-        wanted = [n for n in _given(boundaries.order[: cut.position]) if n in kept]
-        if index == last:
-            head = GRAPH_FILE
-        elif index:
+        mine = [i for i, atom in enumerate(boundaries.segments) if cut.nodes.issuperset(atom)]
+        others = sorted(set(range(len(segments))).difference(mine))
+        head: str | None = GRAPH_FILE if index == last else None
+        tail: str | None = GRAPH_FILE if index == 0 else None
+        if len(mine) == 1 and others:
+            head = segments[mine[0]].file
+        elif 0 < index < last:
             head = f"graph/head_{cut.id}.onnx"
-            _write(folder / head, extractor.extract(0, cut.position, wanted))
-        if index == 0:
-            tail = GRAPH_FILE
-        elif index != last:
+            kept = ends.union(cut.frontier)
+            places = sorted(cut.nodes)
+            wanted = [n for n in _given([boundaries.order[p] for p in places]) if n in kept]
+            _write(folder / head, extractor.extract(places, wanted))
+        if len(others) == 1 and mine:
+            tail = segments[others[0]].file
+        elif 0 < index < last:
             tail = f"graph/tail_{cut.id}.onnx"
-            rest = extractor.extract(cut.position, len(boundaries.order), cut.results)
-            _write(folder / tail, rest)
+            rest = sorted(everything - cut.nodes)
+            _write(folder / tail, extractor.extract(rest, cut.results))
         cuts.append(
             Cut(
                 id=cut.id,
@@ -155,10 +161,10 @@ def emit(
                 why=cut.why,
                 head=head,
                 tail=tail,
+                robot_segments=tuple(mine),
+                refused=cut.refused,
             )
         )
-        if index != last:
-            segments.append(_segment(folder, extractor, graph, boundaries, index))
         progress(index + 1, last + 1)
     return Emitted(tuple(cuts), tuple(segments))
 
@@ -166,11 +172,15 @@ def emit(
 def _segment(
     folder: Path, extractor: Extractor, graph: ValueGraph, boundaries: Boundaries, index: int
 ) -> Segment:
-    start, stop = boundaries.cuts[index], boundaries.cuts[index + 1]
-    nodes = boundaries.order[start.position : stop.position]
-    kept = set(stop.frontier) | set(graph.outputs)
+    places = boundaries.segments[index]
+    nodes = [boundaries.order[place] for place in places]
+    inside = set(places)
+    kept = set(graph.outputs)
+    for place, node in enumerate(boundaries.order):
+        if place not in inside:
+            kept.update(node.inputs)
     outputs = [name for name in _given(nodes) if name in kept]
-    piece = extractor.extract(start.position, stop.position, outputs)
+    piece = extractor.extract(places, outputs)
     file = f"graph/segment_{index:04d}.onnx"
     _write(folder / file, piece)
     return Segment(

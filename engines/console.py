@@ -88,10 +88,21 @@ def progress_bar(title: str, total: Optional[int] = None) -> Iterator[Callable[[
         yield lambda done, of: progress.update(task, completed=done, total=of)
 
 
+class _LineHandler(logging.Handler):
+    """Writes records to what is standard error by then, as they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 def _set_up_logging(*, verbose: bool, debug: bool) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    handler = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    if stderr.is_terminal:
+        rich = RichHandler(console=stderr, show_path=False, log_time_format="%H:%M:%S")
+        logging.basicConfig(level=level, format="%(message)s", handlers=[rich], force=True)
+    else:  # Rich would fold a warning to a width that nobody sees: a line stays a line
+        form = "%(levelname)s %(message)s"
+        logging.basicConfig(level=level, format=form, handlers=[_LineHandler()], force=True)
 
 
 def _one_line(message: str) -> str:

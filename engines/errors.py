@@ -15,6 +15,7 @@
         - ``LocalProtocolError``: this program misused the protocol
         - ``RemoteProtocolError``: the peer broke the protocol
     - ``SourceError``: an input source (image, folder, npz) cannot be read
+    - ``UnansweredError``: the server is gone and this robot may not run the whole model
     - ``DeployError``: a bundle could not be put in its place
 
 A bug of SplitRT is an ``AssertionError``, never a ``SplitError``. A message says, in one line,
@@ -44,6 +45,7 @@ __all__ = [
     "SplitError",
     "TensorMismatchError",
     "TraceError",
+    "UnansweredError",
 ]
 
 
@@ -121,6 +123,10 @@ class RemoteProtocolError(LinkError):
 
 class SourceError(SplitError):
     """An input source cannot be read."""
+
+
+class UnansweredError(SplitError):
+    """The server is gone, and this robot may not run the whole model by itself."""
 
 
 class DeployError(SplitError):

@@ -17,6 +17,7 @@ from engines.tensors import TensorSpec
 __all__ = [
     "SPEC",
     "Cut",
+    "Estimate",
     "FileEntry",
     "ImageLayout",
     "Manifest",
@@ -48,7 +49,8 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: First eight hex digits of the SHA-256 of the sorted frontier names, joined by
-            newlines.
+            newlines; where another cut has the same frontier, an empty line and the sorted
+            names of the results follow.
         index: Place of the cut in this bundle, from 0 (raw input crosses) on.
         tensors: Frontier names, sorted. The last cut's are the model's outputs.
         bytes: Size of the frontier in bytes, uncoded.
@@ -60,6 +62,9 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
         why: What put the cut into the bundle.
         head: ONNX file of everything before the cut; none for the first cut.
         tail: ONNX file of everything after the cut; none for the last cut.
+        robot_segments: Indices of the segments before the cut, ascending: those the robot runs.
+        refused: Why the cut may not be used, though the bundle needs it as an end of the chain;
+            empty where it may.
     """
 
     id: str
@@ -74,15 +79,19 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     why: Tuple[str, ...]
     head: Optional[str]
     tail: Optional[str]
+    robot_segments: Tuple[int, ...]
+    refused: str = ""
 
 
 class Segment(msgspec.Struct, frozen=True, kw_only=True):
-    """The program between two neighbouring cuts.
+    """A part of the program that no cut divides: an atom of the cuts' common refinement.
+
+    Where the cuts are nested, segment ``i`` is the program between cuts ``i`` and ``i + 1``.
 
     Attributes:
-        index: The segment runs from cut ``index`` to cut ``index + 1``.
+        index: Its place in an order in which every segment follows those that it depends on.
         file: ONNX file.
-        inputs: Tensors it takes, out of the frontier of its first cut.
+        inputs: Tensors it takes.
         outputs: Tensors it gives.
         operators: ONNX operators in it, in order.
         flops: Floating-point operations.
@@ -128,6 +137,20 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     compared_with: str
 
 
+class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+    """Estimated times of the segments on a device, from when the bundle was compiled.
+
+    Attributes:
+        device: Which device.
+        source: How they were estimated: ``roofline`` or ``measured``.
+        segments_s: Seconds of each segment.
+    """
+
+    device: str
+    source: str
+    segments_s: Tuple[float, ...]
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A file's size in bytes and its SHA-256 in hex."""
 
@@ -152,8 +175,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         images: Inputs that take raw pixels, and how.
         tensors: Every tensor that some cut or segment names.
         cuts: By index.
-        segments: By index; one fewer than there are cuts.
+        segments: By index.
         refused: Boundaries that did not become cuts.
+        estimates: Times that the cuts were chosen by, for ``robot`` and ``server``.
         parity: Parity vectors.
         files: Every file of the bundle but the manifest itself, by path.
     """
@@ -173,6 +197,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     cuts: Tuple[Cut, ...]
     segments: Tuple[Segment, ...]
     refused: Tuple[Rejection, ...]
+    estimates: Dict[str, Estimate]
     parity: Parity
     files: Dict[str, FileEntry]
 
@@ -237,15 +262,7 @@ def _complaints(manifest: Manifest) -> List[str]:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\\" in path:
             wrong.append(f"path {path!r} leaves the bundle")
-    if len(manifest.cuts) < 2 or len(manifest.segments) != len(manifest.cuts) - 1:
-        wrong.append(f"{len(manifest.cuts)} cuts and {len(manifest.segments)} segments")
-    if len({cut.id for cut in manifest.cuts}) != len(manifest.cuts):
-        wrong.append("two cuts have one id")
-    for place, cut in enumerate(manifest.cuts):
-        if cut.index != place:
-            wrong.append(f"cut {cut.id} says index {cut.index}, lies at {place}")
-        if len(cut.id) != 8 or any(digit not in "0123456789abcdef" for digit in cut.id):
-            wrong.append(f"cut id {cut.id!r} is not 8 hex digits")
+    wrong += _cut_complaints(manifest)
     for place, segment in enumerate(manifest.segments):
         if segment.index != place:
             wrong.append(f"segment {segment.index} lies at {place}")
@@ -254,7 +271,29 @@ def _complaints(manifest: Manifest) -> List[str]:
     named += [s.file for s in manifest.segments]
     named += [f for c in manifest.cuts for f in (c.head, c.tail) if f is not None]
     wrong += [f"file {path!r} has no digest" for path in named if path not in manifest.files]
+    for side, estimate in manifest.estimates.items():
+        if len(estimate.segments_s) != len(manifest.segments):
+            wrong.append(f"estimate of the {side} has {len(estimate.segments_s)} segments")
     used = [t for c in manifest.cuts for t in c.tensors + c.results]
     used += [t for s in manifest.segments for t in s.inputs + s.outputs]
     wrong += [f"tensor {t!r} has no specification" for t in used if t not in manifest.tensors]
+    return wrong
+
+
+def _cut_complaints(manifest: Manifest) -> List[str]:
+    """List what is wrong with the cuts."""
+    wrong: List[str] = []
+    everything = tuple(range(len(manifest.segments)))
+    ends = [cut.robot_segments for cut in manifest.cuts[:1] + manifest.cuts[-1:]]
+    if ends != [(), everything] or not everything:
+        wrong.append("the first cut must have no segment on the robot, the last cut every one")
+    if len({cut.id for cut in manifest.cuts}) != len(manifest.cuts):
+        wrong.append("two cuts have one id")
+    for place, cut in enumerate(manifest.cuts):
+        if cut.index != place:
+            wrong.append(f"cut {cut.id} says index {cut.index}, lies at {place}")
+        if len(cut.id) != 8 or any(digit not in "0123456789abcdef" for digit in cut.id):
+            wrong.append(f"cut id {cut.id!r} is not 8 hex digits")
+        if cut.robot_segments != tuple(sorted(set(cut.robot_segments) & set(everything))):
+            wrong.append(f"cut {cut.id} names segments that are not there, or not in order")
     return wrong

@@ -3,8 +3,9 @@
 How a run from cut ``a`` to cut ``b`` is carried out:
 
 1. Every segment has an engine, loaded at the start, so that every cut works at once.
-2. A run chains the segments from ``a`` to ``b``. It keeps an environment of tensors by name;
-   after segment ``i`` only the frontier of cut ``i + 1`` and the model's outputs stay in it.
+2. A run from ``a`` to ``b`` chains the segments that ``b`` has on the robot and ``a`` has not, in
+   their order. (Cuts need not be nested; a run that would go back is an error.) It keeps an
+   environment of tensors by name, and drops each after the last segment that takes it.
 3. A fused half (head, tail or the whole graph in one engine) is faster than its chain, since a
    backend fuses and lays out operators across segments. The first run of a half loads the fused
    engine in the background and uses the chain meanwhile: a new cut never waits for a load.
@@ -21,7 +22,7 @@ import queue
 import threading
 from collections import OrderedDict
 from pathlib import PurePosixPath
-from typing import Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Callable, Collection, Dict, Iterator, List, Mapping, Optional, Set, Tuple
 
 from engines.backend import Backend, Engine
 from engines.bundle import Bundle
@@ -35,6 +36,9 @@ logger = logging.getLogger(__name__)
 Span = Tuple[int, int]
 """Indices of the first and the last cut of a run."""
 
+Step = Tuple[int, Tuple[str, ...]]
+"""Index of a segment, and the tensors that nothing takes after it."""
+
 
 class Program:
     """Runs a bundle's model, or the part of it between two cuts. Safe across threads.
@@ -44,6 +48,8 @@ class Program:
         backend: What the engines run on.
         fuse: Load fused halves in the background once a cut is used; else always chain.
         max_halves: Fused engines kept at once.
+        only: Indices of the segments to load, with all that they depend on, where memory does not
+            allow for more; a run that needs another fails. All by default.
         progress: Called with (segments loaded, segments in all) while loading.
 
     Raises:
@@ -57,6 +63,7 @@ class Program:
         *,
         fuse: bool = True,
         max_halves: int = 6,
+        only: Optional[Collection[int]] = None,
         progress: Optional[Callable[[int, int], None]] = None,
     ) -> None:
         self.bundle = bundle
@@ -72,15 +79,20 @@ class Program:
         self._loader: Optional[threading.Thread] = None
         self._closed = False
         self._outputs = {spec.name for spec in bundle.manifest.outputs}
-        self._keep: List[Set[str]] = [
-            set(cut.tensors) | self._outputs for cut in bundle.manifest.cuts
-        ]
-        segments = bundle.manifest.segments
-        self._segments: List[Engine] = []
-        for segment in segments:
-            self._segments.append(self._load(segment.file))
-            if progress is not None:
-                progress(len(self._segments), len(segments))
+        self._before = [set(cut.robot_segments) for cut in bundle.manifest.cuts]
+        self._steps: Dict[Span, List[Step]] = {}
+        wanted = set(range(len(bundle.manifest.segments)) if only is None else only)
+        self._segments: Dict[int, Engine] = {}
+        for segment in bundle.manifest.segments:
+            if segment.index in wanted:
+                self._segments[segment.index] = self._load(segment.file)
+                if progress is not None:
+                    progress(len(self._segments), len(wanted))
+
+    @property
+    def loaded(self) -> Tuple[int, ...]:
+        """Indices of the segments that can run here, ascending."""
+        return tuple(self._segments)
 
     def __repr__(self) -> str:
         return (
@@ -114,8 +126,7 @@ class Program:
             EngineError: The backend failed.
         """
         stop = self.last if stop is None else stop
-        if not 0 <= start <= stop <= self.last:
-            raise AssertionError(f"run from cut {start} to cut {stop} of {self.last}")
+        steps = self._steps_of((start, stop))
         env = self._checked(tensors, start)
         if start == stop:
             return env
@@ -123,15 +134,42 @@ class Program:
         if half is not None:
             env.update(half.run({spec.name: env[spec.name] for spec in half.inputs}))
         else:
-            for index in range(start, stop):
-                engine = self._segments[index]
+            for index, spent in steps:
+                engine = self._engine(index)
                 env.update(engine.run({spec.name: env[spec.name] for spec in engine.inputs}))
-                env = {n: a for n, a in env.items() if n in self._keep[index + 1]}
-        return {name: array for name, array in env.items() if name in self._keep[stop]}
+                for name in spent:
+                    env.pop(name, None)
+        keep = self._outputs.union(self.bundle.manifest.cuts[stop].tensors)
+        return {name: array for name, array in env.items() if name in keep}
+
+    def frontiers(self, inputs: Mapping[str, Array]) -> Iterator[Tuple[int, Dict[str, Array]]]:
+        """Run the chain once and yield every cut's index with what the robot has there.
+
+        Cuts come in the order in which their last segment runs. What is yielded holds the
+        frontier of the cut and the outputs known by then, as ``run`` from 0 would give it.
+
+        Raises:
+            TensorMismatchError: An input does not fit.
+            EngineError: The backend failed.
+        """
+        cuts = self.bundle.manifest.cuts
+        env = self._checked(inputs, 0)
+        due = sorted(cuts, key=lambda cut: (max(cut.robot_segments, default=-1), cut.index))
+        ran = -1
+        for place, cut in enumerate(due):
+            for index in range(ran + 1, max(cut.robot_segments, default=-1) + 1):
+                env.update(self.run_segment(index, env))
+                ran = index
+            wanted = self._outputs.difference(cut.results).union(cut.tensors)
+            yield cut.index, {name: env[name] for name in wanted if name in env}
+            later = {name for other in due[place + 1 :] for name in other.tensors}
+            for segment in self.bundle.manifest.segments[ran + 1 :]:
+                later.update(segment.inputs)
+            env = {n: a for n, a in env.items() if n in later or n in self._outputs}
 
     def run_segment(self, index: int, tensors: Mapping[str, Array]) -> Dict[str, Array]:
         """Run one segment by itself; ``tensors`` may hold more than it takes."""
-        engine = self._segments[index]
+        engine = self._engine(index)
         return engine.run({spec.name: tensors[spec.name] for spec in engine.inputs})
 
     def outputs(self, env: Mapping[str, Array]) -> Dict[str, Array]:
@@ -170,7 +208,7 @@ class Program:
             self._wanted.put(None)
             loader.join()
         with self._lock:
-            engines = [*self._segments, *self._halves.values()]
+            engines = [*self._segments.values(), *self._halves.values()]
             self._halves.clear()
         for engine in engines:
             engine.close()
@@ -188,6 +226,36 @@ class Program:
         env = check_tensors(specs, frontier, where=where)
         env.update(passed_on)
         return env
+
+    def _engine(self, index: int) -> Engine:
+        engine = self._segments.get(index)
+        if engine is None:
+            raise EngineError(
+                f"segment {index} of model {self.bundle.manifest.name!r} is not loaded here: the "
+                "bundle was compiled for a robot whose memory does not hold the whole model"
+            )
+        return engine
+
+    def _steps_of(self, span: Span) -> List[Step]:
+        """Return the segments of a span, each with the tensors that are spent after it."""
+        known = self._steps.get(span)
+        if known is not None:
+            return known
+        start, stop = span
+        in_range = 0 <= start <= self.last and 0 <= stop <= self.last
+        if not in_range or not self._before[start] <= self._before[stop]:
+            raise AssertionError(f"run from cut {start} to cut {stop} of {self.last}")
+        manifest = self.bundle.manifest
+        order = sorted(self._before[stop] - self._before[start])
+        needed = self._outputs.union(manifest.cuts[stop].tensors)
+        steps: List[Step] = []
+        for index in reversed(order):
+            segment = manifest.segments[index]
+            touched = set(segment.inputs + segment.outputs)
+            steps.append((index, tuple(sorted(touched - needed))))
+            needed |= set(segment.inputs)
+        self._steps[span] = steps[::-1]
+        return self._steps[span]
 
     def _half(self, span: Span) -> Optional[Engine]:
         """Return the fused engine of a span if it is loaded; else ask for it."""
@@ -212,7 +280,10 @@ class Program:
     def _half_file(self, span: Span) -> Optional[str]:
         manifest = self.bundle.manifest
         start, stop = span
-        if stop - start < 2:  # a single segment is its own fused half
+        steps = self._steps_of(span)
+        if len(steps) < 2:  # a single segment is its own fused half
+            return None
+        if any(index not in self._segments for index, _ in steps):
             return None
         if span == (0, self.last):
             return manifest.graph

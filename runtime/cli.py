@@ -22,10 +22,10 @@ from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, Backend, BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.console import command_options, print_json, progress_bar
-from engines.errors import SourceError, SplitError
+from engines.errors import SourceError, SplitError, UnansweredError
 from engines.program import Program
 from runtime.doctor import examine
-from runtime.robot import PATIENCE_S, Result, Robot
+from runtime.robot import Result, Robot
 from runtime.server import Server
 from runtime.sources import open_source
 from runtime.summary import Summary
@@ -100,9 +100,8 @@ def serve(
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
-    default=PATIENCE_S,
-    show_default=True,
-    help="Longest wait for the server, in seconds.",
+    help="Longest wait for the server, in seconds; default: 4 times as long as predicted, "
+    "between 0.25 and 0.8.",
 )
 @_backend
 @_threads
@@ -118,7 +117,7 @@ def infer(
     save: Optional[str],
     labels: Optional[str],
     power: str,
-    patience: float,
+    patience: Optional[float],
     backend: str,
     threads: int,
     as_json: bool,
@@ -150,6 +149,11 @@ def infer(
             for _, sample in zip(range(count or samples.size), samples.samples):
                 try:
                     result = robot.infer(sample.inputs)
+                except UnansweredError as exc:
+                    summary.failures += 1
+                    _write(sinks, {"error": str(exc), "source": sample.name})
+                    click.echo(f"error: {exc}", err=True)
+                    continue
                 except SplitError:
                     summary.failures += 1
                     raise
@@ -166,6 +170,7 @@ def infer(
             _write(sinks, {"summary": summary.record()})
             if not as_json:
                 click.echo(_summary_line(summary.record()))
+    sys.exit(1 if summary.failures else 0)
 
 
 @main.command()
@@ -188,7 +193,7 @@ def profile(
     rows: List[Dict[str, Any]] = [
         {
             "segment": segment.index,
-            "after": manifest.cuts[segment.index + 1].after,
+            "outputs": list(segment.outputs),
             "operators": list(segment.operators),
             "p50_ms": round(timing.p50_s * 1e3, 4),
             "p95_ms": round(timing.p95_s * 1e3, 4),
@@ -210,14 +215,14 @@ def profile(
             }
         )
         return
-    shown = RichTable("segment", "operators", "p50 ms", "p95 ms", "after")
+    shown = RichTable("segment", "operators", "p50 ms", "p95 ms", "outputs")
     for row in rows:
         shown.add_row(
             str(row["segment"]),
             " ".join(row["operators"])[:40],
             str(row["p50_ms"]),
             str(row["p95_ms"]),
-            row["after"],
+            " ".join(row["outputs"])[:40],
         )
     Console().print(shown)
     click.echo(

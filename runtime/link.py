@@ -66,6 +66,13 @@ _LONGEST_WAIT_S = 0.5
 """Wait before connecting again: doubled after each failure, so that a server that came back is
 used again within a second."""
 
+_PROVEN_S = 1.0
+"""A connection that lived this long has proved itself: the waits begin anew after it."""
+
+_UNKNOWN_LINK_BPS = 50e3
+"""Goodput that the time for a probe allows for while nothing is known: not to mistake a slow link
+for a dead one."""
+
 
 class Answer(NamedTuple):
     """A server's answer.
@@ -249,9 +256,11 @@ class Link:
                 stream = connect(host, port, deadline=Deadline(HANDSHAKE_S))
                 channel = Channel(stream, Role.ROBOT)
                 self._open(channel)
-                wait_s = _FIRST_WAIT_S
+                opened_s = time.monotonic()
                 while True:
                     self._take(channel, channel.receive())
+                    if time.monotonic() - opened_s > _PROVEN_S:
+                        wait_s = _FIRST_WAIT_S
             except LinkError as exc:
                 self._down(channel, exc)
             except Exception as exc:  # the link's process loop: the robot goes on without it
@@ -379,12 +388,12 @@ class Link:
             now = time.monotonic()
             with self._lock:
                 channel = self._channel
-                asked = min((at for at, _ in self._pings.values()), default=now)
+                late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
                 idle = not self._requests and not self._pings
                 due = now >= self._busy_until_s
             if channel is None:
                 continue
-            if now - asked > STALL_S:
+            if late:
                 logger.info("%s: no answer to a probe", channel.stream.peer)
                 channel.stream.abort()
             elif idle and due:
@@ -392,6 +401,11 @@ class Link:
                     self._ping(channel, PROBE_BYTES)
                 except LinkError as exc:
                     logger.debug("probe not sent: %s", exc)
+
+    def _limit_s(self, size: int) -> float:
+        """Return how long a probe may take: what the link needs, twice over, and a pause."""
+        goodput_bps = self.estimator.estimate.goodput_bps or _UNKNOWN_LINK_BPS
+        return STALL_S + 2 * 8 * size / max(goodput_bps, 1.0)
 
     def _ping(self, channel: Channel, size: int) -> None:
         with self._lock:

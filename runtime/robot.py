@@ -4,9 +4,9 @@ One inference:
 
 1. The selector chooses a cut from the latency tables and the link as estimated.
 2. The robot runs the head and keeps the frontier.
-3. It sends the frontier and waits for the answer, at most ``patience_s`` in all.
+3. It sends the frontier and waits for the answer, no longer than its patience.
 4. If the answer does not come, the robot runs the tail itself, from the frontier it kept. So an
-   inference takes at most local time plus ``patience_s``, whatever the link does.
+   inference takes at most local time plus the patience, whatever the link does.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
 from calibration.predictor import CutCosts, Prediction, cut_costs
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
-from engines.errors import LinkError, SplitError
+from engines.errors import LinkError, SplitError, UnansweredError
+from engines.manifest import Manifest
 from engines.program import Program
 from engines.tensors import Array
 from runtime.link import Answer, Link
@@ -38,12 +39,12 @@ __all__ = ["Result", "Robot"]
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = 0.8
-"""Default longest wait for the server after the head is done."""
+"""Longest wait for the server after the head is done, unless the user says otherwise."""
 
 _SHORTEST_PATIENCE_S = 0.25
 _PATIENCE_FACTOR = 4.0
 """Where a remote time is predicted, the robot waits this many times as long before it falls
-back, but between ``_SHORTEST_PATIENCE_S`` and its patience."""
+back, but between ``_SHORTEST_PATIENCE_S`` and ``PATIENCE_S``."""
 
 _LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
@@ -126,7 +127,8 @@ class Robot:
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
         power: The robot's power by state, for the modelled energy.
-        patience_s: Longest wait for the server in one inference.
+        patience_s: Longest wait for the server in one inference; by default 4 times as long as
+            predicted, between 0.25 s and 0.8 s.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -146,9 +148,9 @@ class Robot:
         backend: str = "ort",
         threads: int = 0,
         power: StatePower = StatePower(),
-        patience_s: float = PATIENCE_S,
+        patience_s: Optional[float] = None,
     ) -> None:
-        if not 0 < patience_s <= _LONGEST_PATIENCE_S:
+        if patience_s is not None and not 0 < patience_s <= _LONGEST_PATIENCE_S:
             raise SplitError(
                 f"patience: expected seconds above 0, at most {_LONGEST_PATIENCE_S:.0f}, "
                 f"given {patience_s}"
@@ -163,7 +165,12 @@ class Robot:
         self._lock = threading.Lock()
         self._costs: Optional[Tuple[Table, CutCosts]] = None
         self._queue_s = 0.0
-        self.program = Program(self.bundle, open_backend(backend, BackendOptions(threads=threads)))
+        self._whole = not self.bundle.manifest.cuts[-1].refused
+        self.program = Program(
+            self.bundle,
+            open_backend(backend, BackendOptions(threads=threads)),
+            only=None if self._whole else _robot_part(self.bundle.manifest),
+        )
         self.link: Optional[Link] = None
         try:
             self._table = wire_table(table_for(self.program))
@@ -208,18 +215,22 @@ class Robot:
             TensorMismatchError: An input does not fit the model.
             EngineError: This robot's own backend failed. (The link and the server cannot make an
                 inference fail.)
+            UnansweredError: They can where the bundle was compiled for a robot whose memory does
+                not hold the whole model: the server is gone, and the robot may not go on alone.
         """
         begin = time.monotonic()
         selector = self._selector if cut is None else open_selector(cut, self.bundle.manifest)
         decision = selector.decide(self._situation())
+        self._check_alone(decision.cut, decision.reason)
         env = self.program.run(inputs, 0, decision.cut)
         head_s = time.monotonic() - begin
         last = self.program.last
         answer: Optional[Answer] = None
         reason = decision.reason
         waited_s = tail_s = 0.0
+        sent = 0
         if decision.cut < last:
-            answer, trouble, waited_s = self._ask(decision, env)
+            answer, trouble, waited_s, sent = self._ask(decision, env)
             if answer is not None:
                 env = {**env, **answer.tensors}
             else:
@@ -230,6 +241,7 @@ class Robot:
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
         if answer is None:
+            self._check_alone(last, reason)
             again = time.monotonic()
             env = self.program.run(env, decision.cut, last)
             tail_s = time.monotonic() - again
@@ -245,15 +257,28 @@ class Robot:
             latency_s=latency_s,
             robot_s=head_s + tail_s,
             waited_s=waited_s,
+            sent=sent,
             answer=answer,
         )
 
     # -- one inference -----------------------------------------------------------------------
 
+    def _check_alone(self, cut: int, reason: str) -> None:
+        """Refuse to run the whole model where its memory is not to be had."""
+        if cut == self.program.last and not self._whole:
+            raise UnansweredError(
+                f"no answer: {reason}, and this robot may not run the whole model: "
+                f"{self.bundle.manifest.cuts[-1].refused}"
+            )
+
     def _ask(
         self, decision: Decision, env: Mapping[str, Array]
-    ) -> "Tuple[Optional[Answer], str, float]":
-        """Send the frontier and wait. Returns the answer or none, why, and the seconds spent."""
+    ) -> "Tuple[Optional[Answer], str, float, int]":
+        """Send the frontier and wait.
+
+        Returns:
+            The answer or none, why there is none, the seconds spent and the bytes sent.
+        """
         assert self.link is not None  # without a link the last cut is chosen
         patience_s = self._patience(decision)
         frontier = self.bundle.manifest.cuts[decision.cut].tensors
@@ -261,10 +286,12 @@ class Robot:
         deadline = Deadline(patience_s)
         answer: Optional[Answer] = None
         trouble = ""
+        sent = 0
         try:
             request = self.link.send(
                 decision.cut, {name: env[name] for name in frontier}, deadline=deadline
             )
+            sent = request.bytes_up
             answer = request.wait(deadline)
             if answer is None:
                 self.link.abandon(request)
@@ -274,14 +301,16 @@ class Robot:
         if answer is not None:
             with self._lock:
                 self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
-        return answer, trouble, time.monotonic() - begin
+        return answer, trouble, time.monotonic() - begin, sent
 
     def _patience(self, decision: Decision) -> float:
+        if self._patience_s is not None:
+            return self._patience_s
         prediction = decision.prediction
         if prediction is None or not math.isfinite(prediction.latency_s):
-            return self._patience_s
+            return PATIENCE_S
         remote_s = prediction.link_s + prediction.server_s + prediction.queue_s
-        return min(self._patience_s, max(_SHORTEST_PATIENCE_S, _PATIENCE_FACTOR * remote_s))
+        return min(PATIENCE_S, max(_SHORTEST_PATIENCE_S, _PATIENCE_FACTOR * remote_s))
 
     def _wanted_server(self, cut: Optional[str]) -> bool:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
@@ -302,7 +331,7 @@ class Robot:
 
     def _costs_of(self, server: Optional[Table]) -> Optional[CutCosts]:
         """Sum up both tables, once for each table that a server sent."""
-        if server is None or len(server.segments_s) != self.program.last:
+        if server is None or len(server.segments_s) != len(self.bundle.manifest.segments):
             return None
         with self._lock:
             if self._costs is None or self._costs[0] is not server:
@@ -320,13 +349,14 @@ class Robot:
         latency_s: float,
         robot_s: float,
         waited_s: float,
+        sent: int,
         answer: Optional[Answer],
     ) -> Result:
         server_s = queue_s = 0.0
-        up = down = 0
+        down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
-            up, down = answer.bytes_up, answer.bytes_down
+            down = answer.bytes_down
         link_s = max(waited_s - server_s - queue_s, 0.0)
         estimate = None if self.link is None else self.link.estimator.estimate
         return Result(
@@ -340,7 +370,7 @@ class Robot:
             link_s=link_s,
             server_s=server_s,
             queue_s=queue_s,
-            bytes_up=up,
+            bytes_up=sent,
             bytes_down=down,
             goodput_bps=None if estimate is None else estimate.goodput_bps,
             energy_j=self._power.energy_j(
@@ -362,6 +392,11 @@ class Robot:
             if fatal is not None:
                 raise fatal
             logger.warning("%s; running on the robot, connecting again", link.trouble)
+
+
+def _robot_part(manifest: Manifest) -> Set[int]:
+    """Return the segments that the robot may have to run at some cut."""
+    return {index for cut in manifest.cuts if not cut.refused for index in cut.robot_segments}
 
 
 def _ms(seconds: float) -> float:

@@ -10,6 +10,7 @@ from typing import Callable, Dict, Optional, Protocol
 
 from calibration.energy import StatePower
 from calibration.predictor import CutCosts, Prediction, predict
+from engines.errors import ManifestError
 from engines.manifest import Manifest
 from runtime.estimator import LinkEstimate
 
@@ -60,13 +61,18 @@ class LeastLatency:
 
     def __init__(self, manifest: Manifest) -> None:
         self._last = len(manifest.cuts) - 1
+        self._blind = self._last
+        if manifest.cuts[-1].refused:  # what leaves most to the server is the safest guess
+            self._blind = next(cut.index for cut in manifest.cuts if not cut.refused)
 
     def decide(self, situation: Situation) -> Decision:
         link, costs = situation.link, situation.costs
         if link is None:
             return Decision(self._last, "no connection", None)
         if costs is None:
-            return Decision(self._last, "no latency table of the server", None)
+            return Decision(self._blind, "no latency table of the server", None)
+        if link.goodput_bps is None and self._blind != self._last:
+            return Decision(self._blind, "goodput unknown", None)
         predictions = predict(
             costs,
             goodput_bps=link.goodput_bps,
@@ -103,10 +109,20 @@ class Fixed:
         return Decision(self._cut, "named by the user", prediction)
 
 
+def _usable(manifest: Manifest, index: int) -> int:
+    cut = manifest.cuts[index]
+    if cut.refused:
+        raise ManifestError(
+            f"cut {cut.id} of bundle {manifest.name!r} may not be used: {cut.refused}; "
+            "`split-bundle inspect BUNDLE` lists those that may"
+        )
+    return index
+
+
 SELECTORS: Dict[str, Callable[[Manifest], Selector]] = {
     "auto": LeastLatency,
-    "local": lambda manifest: Fixed(manifest, len(manifest.cuts) - 1),
-    "offload": lambda manifest: Fixed(manifest, 0),
+    "local": lambda manifest: Fixed(manifest, _usable(manifest, len(manifest.cuts) - 1)),
+    "offload": lambda manifest: Fixed(manifest, _usable(manifest, 0)),
 }
 """Selectors by name. Any other name is the id of a cut."""
 
@@ -115,9 +131,9 @@ def open_selector(name: str, manifest: Manifest) -> Selector:
     """Return the selector called ``name``, or the one that always takes the cut of that id.
 
     Raises:
-        ManifestError: Neither a selector nor a cut of this bundle.
+        ManifestError: Neither a selector nor a cut of this bundle, or one that may not be used.
     """
     factory = SELECTORS.get(name)
     if factory is not None:
         return factory(manifest)
-    return Fixed(manifest, manifest.cut(name).index)
+    return Fixed(manifest, _usable(manifest, manifest.cut(name).index))

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 PENDING = 4
 """Requests of one robot that are held at a time; bounds the memory a client can take."""
 
+PAYLOAD_S = 60.0
+"""Time for the whole payload of a request: who trickles must not hold a slot for ever."""
+
 HANDSHAKE_S = 5.0
 """Time for a new connection to say HELLO."""
 
@@ -152,6 +155,8 @@ class Session:
     def _take_request(self, served: Served, message: Message) -> None:
         header, meta = message
         assert isinstance(meta, Infer)  # as decoded for this kind
+        if header.stripes != 1:
+            raise RemoteProtocolError(f"INFER: {header.stripes} stripes; this server takes 1")
         manifest = served.program.bundle.manifest
         cut = _cut_by_number(manifest.cuts, header.cut)
         specs = manifest.specs(cut.tensors)
@@ -168,7 +173,11 @@ class Session:
         tensors: Dict[str, Array] = {}
         try:
             tensors = read_tensors(
-                self._channel.stream, specs, meta.parts, deadline=Deadline(None), stall_s=STALL_S
+                self._channel.stream,
+                specs,
+                meta.parts,
+                deadline=Deadline(PAYLOAD_S),
+                stall_s=STALL_S,
             )
         except CodecError as exc:
             error = exc
@@ -257,6 +266,6 @@ class Session:
 
 def _cut_by_number(cuts: Tuple[Cut, ...], number: int) -> Cut:
     for cut in cuts[:-1]:
-        if int(cut.id, 16) == number:
+        if int(cut.id, 16) == number and not cut.refused:
             return cut
     raise RemoteProtocolError(f"INFER: no cut {number:08x} in this bundle")

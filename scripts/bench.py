@@ -24,6 +24,8 @@ PARTS = {
     "segments": "benches.segments",
     "overhead": "benches.overhead",
     "compile": "benches.compiling",
+    "search": "benches.search",
+    "vgg19": "benches.vgg19",
 }
 """Name of a part -> module with ``run() -> list[Row]``."""
 

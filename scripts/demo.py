@@ -47,6 +47,8 @@ def main() -> int:
     started = time.monotonic()
     RUNS.mkdir(parents=True, exist_ok=True)
     report = compile_model(console)
+    if "--compile-only" in sys.argv[1:]:
+        return 0
     photos = copy_photos()
     cuts = choose_cuts(report)
     results: dict[str, list[dict[str, Any]]] = {}

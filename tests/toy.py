@@ -149,6 +149,7 @@ def write_toy_bundle(target: Path, seed: int = 0) -> Bundle:
                     why=("every boundary",),
                     head=head if i < last else "graph/model.onnx",
                     tail=tail if i else "graph/model.onnx",
+                    robot_segments=tuple(range(i)),
                 )
             )
         cuts[-1] = _replace(cuts[-1], tail=None)
@@ -174,6 +175,7 @@ def write_toy_bundle(target: Path, seed: int = 0) -> Bundle:
             cuts=tuple(cuts),
             segments=tuple(segments),
             refused=(),
+            estimates={},
             parity=Parity(
                 file="parity.npz",
                 seed=7,

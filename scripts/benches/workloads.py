@@ -14,13 +14,15 @@ from engines.errors import BundleError
 BUILD = Path(__file__).resolve().parent.parent.parent / "build"
 
 
-def demo_bundle() -> Bundle:
-    """Return the demo's bundle, compiled if it is not there."""
-    path = BUILD / "demo.bundle"
+def demo_bundle(*, cuts: str = "auto") -> Bundle:
+    """Return the demo's bundle, compiled if it is not there; ``all`` for every boundary."""
+    path = BUILD / ("demo.bundle" if cuts == "auto" else f"demo-{cuts}.bundle")
     try:
         return Bundle.open(path)
     except BundleError:
-        options = CompileOptions(inputs=(parse_input(INPUT),), images=(parse_image(PREPROCESS),))
+        options = CompileOptions(
+            inputs=(parse_input(INPUT),), images=(parse_image(PREPROCESS),), cuts=cuts
+        )
         factory = Path(__file__).resolve().parent.parent / "demo_model.py"
         bundle, _ = compile_model(f"{factory}:efficientnet_lite0", path, options=options)
         return bundle

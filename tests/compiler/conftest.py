@@ -21,22 +21,22 @@ class Compiled:
 
 
 @pytest.fixture(scope="session")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Compiled]:
-    """Compile a small model by name, once in a session."""
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled]:
+    """Compile a small model by name, once in a session for each choice of cuts."""
     folder = tmp_path_factory.mktemp("bundles")
-    done: dict[str, Compiled] = {}
+    done: dict[tuple[str, str], Compiled] = {}
 
-    def get(name: str) -> Compiled:
-        if name not in done:
-            options = CompileOptions(name=name, max_frontier=4)
-            out = folder / f"{name}.bundle"
+    def get(name: str, cuts: str = "all") -> Compiled:
+        if (name, cuts) not in done:
+            options = CompileOptions(name=name, max_frontier=4, cuts=cuts)
+            out = folder / f"{name}-{cuts}.bundle"
             if name in torch_models.MODELS:
                 model = torch_models.MODELS[name]()
             else:
                 model = str(save_onnx(name, folder))
             _, report = compile_model(model, out, options=options)
-            done[name] = Compiled(Bundle.open(out), report)
-        return done[name]
+            done[name, cuts] = Compiled(Bundle.open(out), report)
+        return done[name, cuts]
 
     return get
 

@@ -1,8 +1,12 @@
-"""Every cut of every small model: head then tail gives what the whole model gives."""
+"""Every cut of every small model: head then tail gives what the whole model gives.
+
+Each is compiled with every boundary of its order as a cut, many with those that are chosen too.
+"""
 
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import site
 
@@ -20,9 +24,16 @@ from tests.models import onnx_models, torch_models
 NAMES = [*torch_models.MODELS, *onnx_models.MODELS]
 
 
-@pytest.fixture(params=NAMES)
+CHOSEN = ["residual", "dense", "branches", "two_ends", "passing", "shared_weights", "embedding"]
+CHOSEN += ["output_used_later", "captures", "decoded_weights", "value_dependent", "sequences"]
+"""Models that branch, or have values that cannot cross: a chain has no other cuts."""
+
+CASES = [*((name, "all") for name in NAMES), *((name, "auto") for name in CHOSEN)]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
 def model(request, compiled):
-    return compiled(request.param)
+    return compiled(*request.param)
 
 
 def test_head_then_tail_is_the_whole_model_at_every_cut(model):
@@ -38,17 +49,42 @@ def test_every_graph_passes_the_checker_and_loads(model):
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-def test_segments_take_their_cut_and_give_the_next(model):
+def test_segments_take_what_is_there_and_give_what_is_needed(model):
     manifest = model.bundle.manifest
     ends = {spec.name for spec in manifest.outputs}
+    there = {spec.name for spec in manifest.inputs}
     for segment in manifest.segments:
-        cut, following = manifest.cuts[segment.index : segment.index + 2]
-        assert set(segment.inputs) <= set(cut.tensors)
-        assert set(following.tensors) <= set(cut.tensors) | set(segment.outputs) | ends
-        assert set(segment.outputs) <= set(following.tensors) | ends
+        assert set(segment.inputs) <= there
         assert segment.outputs
-    given = [name for segment in manifest.segments for name in segment.outputs]
-    assert len(given) == len(set(given))
+        assert not there & set(segment.outputs)
+        there |= set(segment.outputs)
+        taken = {n for other in manifest.segments[segment.index + 1 :] for n in other.inputs}
+        assert set(segment.outputs) <= taken | ends
+
+
+def test_a_cut_is_what_the_robots_segments_have_and_the_servers_take(model):
+    manifest = model.bundle.manifest
+    inputs = {spec.name for spec in manifest.inputs}
+    for cut in manifest.cuts:
+        robots = [manifest.segments[index] for index in cut.robot_segments]
+        servers = [s for s in manifest.segments if s.index not in cut.robot_segments]
+        there = inputs | {name for segment in robots for name in segment.outputs}
+        assert {name for segment in robots for name in segment.inputs} <= there
+        if robots and servers:
+            taken = {name for segment in servers for name in segment.inputs}
+            assert set(cut.tensors) == taken & there
+        assert cut.results == tuple(s.name for s in manifest.outputs if s.name not in there)
+        assert cut.flops_robot == sum(segment.flops for segment in robots)
+        assert cut.flops_server == sum(segment.flops for segment in servers)
+
+
+def test_no_cut_parts_a_segment_and_some_cut_parts_any_two(model):
+    manifest = model.bundle.manifest
+    signatures = [
+        tuple(segment.index in cut.robot_segments for cut in manifest.cuts)
+        for segment in manifest.segments
+    ]
+    assert len(set(signatures)) == len(signatures)
 
 
 def test_cuts_run_from_all_inputs_to_all_outputs(model):
@@ -60,13 +96,25 @@ def test_cuts_run_from_all_inputs_to_all_outputs(model):
     assert (last.head, last.tail, last.results) == (manifest.graph, None, ())
     assert first.results == tuple(spec.name for spec in manifest.outputs)
     for cut in manifest.cuts:
-        assert cut.id == cut_id(cut.tensors)
+        same = [other for other in manifest.cuts if other.tensors == cut.tensors]
+        assert cut.id in (cut_id(cut.tensors), cut_id(cut.tensors, cut.results))
+        assert [c.id for c in same].count(cut_id(cut.tensors)) == 1
+        assert cut.why
+        assert not cut.refused
         assert cut.bytes == sum(spec.nbytes for spec in manifest.specs(cut.tensors))
         assert cut.flops_robot + cut.flops_server == last.flops_robot
         assert list(cut.tensors) == sorted(cut.tensors)
-    assert all(len(cut.tensors) <= 4 for cut in manifest.cuts[1:-1])
-    robot = [cut.flops_robot for cut in manifest.cuts]
-    assert robot == sorted(robot)
+    assert all(len(cut.tensors) <= 4 for cut in manifest.cuts if cut.why == ("boundary",))
+    for cut, larger in itertools.permutations(manifest.cuts, 2):
+        if set(cut.robot_segments) < set(larger.robot_segments):
+            assert cut.index < larger.index
+            assert cut.flops_robot <= larger.flops_robot
+
+
+def test_all_has_every_boundary_of_few_tensors(compiled):
+    cuts = compiled("dense").bundle.manifest.cuts
+    assert len([cut for cut in cuts if "boundary" in cut.why]) > len(cuts) / 2
+    assert not any("boundary" in c.why for c in compiled("dense", "auto").bundle.manifest.cuts)
 
 
 def test_halves_cost_at_most_half_as_much_again_as_the_graph(model):

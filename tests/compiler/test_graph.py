@@ -105,6 +105,6 @@ def test_report_is_plain_json(compiled):
     }
     assert {*report["cuts"][1]} == {
         *("id", "index", "tensors", "bytes", "flops_robot", "flops_server", "after", "why"),
-        *("results", "result_bytes"),
+        *("results", "result_bytes", "robot_segments", "refused"),
     }
     assert report["refused"][0]["reason"] == "5 tensors cross, more than 4"

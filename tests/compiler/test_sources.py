@@ -193,8 +193,10 @@ def test_torchscript(place):
     module, examples = torch_models.residual()
     with quiet():
         torch.jit.trace(module, examples).save("model.pt")
-    bundle = compiled_ok("model.pt", "--input", "x=float32[1,4,8,8]")
+    bundle = compiled_ok("model.pt", "--input", "x=float32[1,4,8,8]", "--cuts", "all")
+    boundaries = [cut for cut in bundle.manifest.cuts if "boundary" in cut.why]
     assert len(bundle.manifest.cuts) == 7
+    assert len(boundaries) == 5
 
 
 def test_torchscript_by_the_older_exporter(place, monkeypatch):
@@ -423,7 +425,7 @@ def test_console_keeps_stdout_for_results(place):
     assert report["bundle"] == "with_examples.bundle"
     assert {"inputs", "outputs", "segments", "refused", "max_error"} <= report.keys()
     assert list(report["seconds"]) == [
-        *("load", "trace", "export", "passes", "cuts", "emit", "proof", "write")
+        *("load", "trace", "export", "passes", "cuts", "emit", "proof", "report", "write")
     ]
     assert set(done.stderr.splitlines()) == {"noise on stdout", "more noise"}
     assert report["bundle_bytes"] > report["weights_bytes"] >= 0

@@ -3,7 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from engines import backend as backend_module
 from engines.backend import (
@@ -183,3 +185,27 @@ class TestEveryBackend:
 def test_thread_count_is_part_of_what_a_time_is_valid_for() -> None:
     keys = {open_backend("ort", BackendOptions(threads=n)).fingerprint().key for n in (0, 1, 2)}
     assert len(keys) == 3
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint4"])
+def test_decoded_weights_are_not_multiplied_at_less_accuracy(tmp_path: Path, kind: str) -> None:
+    codes = np.random.default_rng(0).integers(0, 16, (128, 64))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["w"]),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    made = {"x": (1, 128), "y": (1, 64)}
+    x, y = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in made.items()]
+    number = onnx.TensorProto.DataType.Value(kind.upper())
+    weights = [
+        helper.make_tensor("codes", number, codes.shape, codes.flatten().tolist()),
+        helper.make_tensor("scale", onnx.TensorProto.FLOAT, (), [0.1]),
+    ]
+    graph = helper.make_graph(nodes, "decoded", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    backend = open_backend("ort")
+    engine = backend.load(backend.build(tmp_path / "model.onnx"), folder=tmp_path)
+    given = np.random.default_rng(1).standard_normal((1, 128)).astype(np.float32)
+    expected = given @ (codes.astype(np.float32) * np.float32(0.1))
+    np.testing.assert_allclose(engine.run({"x": given})["y"], expected, atol=1e-4)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import textwrap
@@ -103,3 +104,15 @@ def test_progress_is_silent_where_there_is_no_terminal(
     with progress_bar("working", 3) as advance:
         advance(1, 3)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_warning_is_one_line_where_there_is_no_terminal() -> None:
+    warning = "a warning that is " + "long " * 60 + "indeed"
+
+    @click.command()
+    @command_options
+    def warn() -> None:
+        logging.getLogger("engines.test").warning(warning)
+        logging.getLogger("engines.test").info("not shown without --verbose")
+
+    assert CliRunner().invoke(warn).stderr == f"WARNING {warning}\n"

@@ -20,6 +20,13 @@ def nothing_is_left_behind() -> Iterator[None]:
     eventually(lambda: sockets() <= before, "closed sockets", within_s=10)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a robot wait where no fault is injected: a busy machine is not one."""
+    monkeypatch.setattr("runtime.robot._SHORTEST_PATIENCE_S", 20.0)
+    monkeypatch.setattr("runtime.robot.PATIENCE_S", 20.0)
+
+
 @pytest.fixture
 def server(toy: Bundle) -> Iterator[Server]:
     """Give a server of the toy bundle on a free port."""

@@ -18,6 +18,7 @@ COSTS = CutCosts(
     local_tail_s=np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.4, 0.2, 0.0]),
     bytes_up=np.array([1_000_000, 900_000, 800_000, 400_000, 50_000, 40_000, 30_000, 0]),
     bytes_down=np.zeros(8, np.int64),
+    allowed=np.ones(8, bool),
 )
 
 

@@ -1,0 +1,235 @@
+"""``report.html``: whether and where a split pays, in words, curves and tables; one file.
+
+The page needs no network: its style is inline and its figures are SVG. Needs the packages of the
+extra ``compile`` (Jinja2, Matplotlib), which are imported here only.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import AbstractSet, Any, Dict, List, Optional
+
+import numpy as np
+
+from calibration.choices import Choices, Stretch, choices, mbps, verdict
+from calibration.energy import StatePower
+from calibration.predictor import CutCosts, cut_costs
+from engines.errors import SplitError
+from engines.manifest import Estimate, Manifest
+
+__all__ = ["RTT_S", "render_report"]
+
+RTT_S = 0.002
+"""Round trip assumed where none was measured: a quiet Wi-Fi cell."""
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_ROBOT, _SERVER, _SPLIT, _OTHER = "#b7791f", "#2b6cb0", "#2f855a", "#a0aec0"
+
+
+def render_report(
+    manifest: Manifest,
+    *,
+    estimates: Optional[Dict[str, Estimate]] = None,
+    rtt_s: float = RTT_S,
+    power: StatePower = StatePower(),
+) -> str:
+    """Return the page.
+
+    Args:
+        manifest: The bundle's manifest; its digests are not used.
+        estimates: Times of ``robot`` and ``server``; those of the manifest by default.
+        rtt_s: Round trip in seconds.
+        power: The robot's power by state.
+
+    Raises:
+        SplitError: The manifest has no estimates, or a package is missing.
+    """
+    sides = estimates or manifest.estimates
+    if not {"robot", "server"} <= set(sides):
+        raise SplitError(f"bundle {manifest.name!r}: no times of robot and server to report on")
+    try:
+        import jinja2
+        import matplotlib as mpl
+    except ImportError as exc:
+        raise SplitError(
+            f"the report needs {exc.name}, which is missing; pip install 'splitrt[compile]'"
+        ) from exc
+    robot, server = sides["robot"], sides["server"]
+    times = (robot.segments_s, server.segments_s)
+    latency = choices(manifest, *times, rtt_s=rtt_s, power=power)
+    energy = choices(manifest, *times, rtt_s=rtt_s, energy=True, power=power)
+    costs = cut_costs(manifest, *times)
+    best = {stretch.cut for stretch in latency.stretches + energy.stretches}
+    # The same bundle gives the same bytes: names inside of the SVG come from a fixed salt.
+    with mpl.rc_context({"svg.hashsalt": "splitrt", "font.size": 10, "svg.fonttype": "none"}):
+        figures = {
+            "latency_svg": _goodput_figure(manifest, latency, best),
+            "energy_svg": _goodput_figure(manifest, energy, best),
+            "depth_svg": _depth_figure(costs),
+        }
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    text: str = page.render(
+        name=manifest.name,
+        verdicts=[verdict(manifest, latency), verdict(manifest, energy)],
+        sides=[_side("robot", robot), _side("server", server)],
+        inputs="; ".join(str(spec) for spec in manifest.inputs),
+        outputs="; ".join(str(spec) for spec in manifest.outputs),
+        weights=_bytes(manifest.files[manifest.weights].bytes) if manifest.weights else "inline",
+        max_error=f"{manifest.parity.max_error:.1e}",
+        compared_with=manifest.parity.compared_with,
+        caveat=_caveat(sides, rtt_s),
+        latency_rows=[_row(manifest, stretch) for stretch in latency.stretches],
+        energy_rows=[_row(manifest, stretch) for stretch in energy.stretches],
+        cuts=_cut_rows(manifest, costs, best),
+        refused=_refused_rows(manifest),
+        **{name: jinja2.filters.Markup(svg) for name, svg in figures.items()},
+    )
+    return text
+
+
+def _caveat(sides: Dict[str, Estimate], rtt_s: float) -> str:
+    guessed = [name for name in ("robot", "server") if sides[name].source == "roofline"]
+    text = (
+        f"Serial plans, a round trip of {rtt_s * 1e3:g} ms, a link that carries one direction at "
+        "a time. Tensors cross as they are (booleans as bits): an image codec would move the "
+        "whole frame in fewer bytes, and is the rival to beat. "
+    )
+    if guessed:
+        text += (
+            f"Times of the {' and the '.join(guessed)} are estimated from the device's data sheet "
+            "(roofline); `runtime profile` measures them, and the runtime decides by what it "
+            "measured."
+        )
+    return text
+
+
+def _side(name: str, estimate: Estimate) -> Dict[str, str]:
+    whole = f"{sum(estimate.segments_s) * 1e3:.2f} ms"
+    return {"name": name, "device": estimate.device, "source": estimate.source, "whole": whole}
+
+
+def _label(manifest: Manifest, index: int) -> str:
+    if index == len(manifest.cuts) - 1:
+        return "robot alone"
+    cut = manifest.cuts[index]
+    return f"cut {cut.id}" if cut.robot_segments else "server alone"
+
+
+def _row(manifest: Manifest, stretch: Stretch) -> Dict[str, str]:
+    return {
+        "range": f"{mbps(stretch.low_bps)} to {mbps(stretch.high_bps)}",
+        "best": _label(manifest, stretch.cut),
+        "second": _label(manifest, stretch.runner_up),
+        "margin": f"{100 * stretch.margin:.1f}%",
+        "gain": f"{100 * stretch.gain:.1f}%",
+    }
+
+
+def _cut_rows(manifest: Manifest, costs: CutCosts, best: AbstractSet[int]) -> List[Dict[str, Any]]:
+    return [
+        {
+            "id": cut.id,
+            "after": cut.after or "the input",
+            "tensors": len(cut.tensors),
+            "up": _bytes(int(costs.bytes_up[cut.index])),
+            "down": _bytes(int(costs.bytes_down[cut.index])),
+            "robot_ms": f"{1e3 * float(costs.head_s[cut.index]):.2f}",
+            "server_ms": f"{1e3 * float(costs.tail_s[cut.index]):.2f}",
+            "gflop": f"{cut.flops_robot / 1e9:.3f}",
+            "why": f"refused: {cut.refused}" if cut.refused else ", ".join(cut.why),
+            "best": cut.index in best,
+        }
+        for cut in manifest.cuts
+    ]
+
+
+def _refused_rows(manifest: Manifest) -> List[Dict[str, Any]]:
+    counts = Counter(rejection.reason for rejection in manifest.refused)
+    examples = {rejection.reason: rejection for rejection in reversed(manifest.refused)}
+    return [
+        {
+            "reason": reason,
+            "count": count,
+            "example": f"{examples[reason].after}: {', '.join(examples[reason].nodes[:4])}",
+        }
+        for reason, count in counts.most_common(20)
+    ]
+
+
+def _goodput_figure(manifest: Manifest, found: Choices, best: AbstractSet[int]) -> str:
+    """Draw latency or energy over goodput: both ends, the cuts that win, the others in grey."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    last = len(manifest.cuts) - 1
+    scale, unit = (1e3, "latency, ms") if found.unit == "s" else (1.0, "energy on the robot, J")
+    labelled = False
+    for index in range(last + 1):
+        values = found.costs[index] * scale
+        if not np.all(np.isfinite(values)):
+            continue
+        style: Dict[str, Any] = {"color": _OTHER, "linewidth": 0.8}
+        if index == last:
+            style = {"color": _ROBOT, "linewidth": 2, "label": "robot alone"}
+        elif index == 0:
+            style = {"color": _SERVER, "linewidth": 2, "label": "server alone"}
+        elif index in best:
+            style = {"color": _SPLIT, "linewidth": 1.6, "label": f"cut {manifest.cuts[index].id}"}
+        elif not labelled:
+            style["label"] = "other cuts"
+            labelled = True
+        axes.plot(found.goodputs_bps / 1e6, values, **style)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel("goodput, Mbps")
+    axes.set_ylabel(unit)
+    axes.grid(visible=True, which="major", color="#e2e8f0", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _depth_figure(costs: CutCosts) -> str:
+    """Draw the bytes that cross each cut over the share of the robot's time before it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    axes = figure.subplots()
+    total = float(costs.head_s[-1]) or 1.0
+    depth = 100 * costs.head_s[:-1] / total
+    up = np.maximum(costs.bytes_up[:-1], 1) / 1e3
+    axes.vlines(depth, 0.001, up, color=_OTHER, linewidth=1)
+    axes.scatter(depth, up, color=_SERVER, s=18, zorder=3, label="crosses the cut")
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=max(0.1, float(up.min()) / 3))
+    axes.set_xlabel("share of the robot's time before the cut, %")
+    axes.set_ylabel("kB")
+    server = axes.twinx()
+    server.plot(depth, 1e3 * costs.tail_s[:-1], color=_SPLIT, linewidth=1.4, label="server, ms")
+    server.plot(depth, 1e3 * costs.head_s[:-1], color=_ROBOT, linewidth=1.4, label="robot, ms")
+    server.set_ylabel("ms")
+    axes.grid(visible=True, which="major", color="#e2e8f0", linewidth=0.6)
+    handles = [*axes.get_legend_handles_labels()[0], *server.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="outside upper left")
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    """Return a figure as SVG without the XML prologue, for use inside of a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _bytes(size: int) -> str:
+    for limit, unit in ((1e6, "MB"), (1e3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.1f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,216 @@
+"""What every operator costs on either side: measured where it can be, else estimated.
+
+A side is given as one of
+
+- the name of a preset, or a device file: a roofline (``calibration.roofline``)
+- a latency table that ``runtime profile`` wrote for an earlier bundle of the same model: the time
+  of each of its segments, spread over the segment's operators by their roofline
+- ``this``: every operator is run and timed here, by itself, on ONNX Runtime
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.energy import StatePower
+from calibration.latency_table import read_table
+from calibration.roofline import Device, operator_s, preset
+from compiler.graph import Node, ValueGraph
+from compiler.options import THIS
+from compiler.segments import Extractor
+from engines.backend import BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.errors import CompileError
+from engines.tensors import Array
+
+__all__ = ["SideCosts", "measure_here", "side_costs"]
+
+_SPREAD_BY = "cpu"
+"""Device whose roofline spreads a measured segment over its operators."""
+
+_RUNS = 7
+_WARMUP = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SideCosts:
+    """Seconds of every operator on one side.
+
+    Attributes:
+        seconds: By place in the order.
+        device: Which device, for people.
+        source: ``roofline`` or ``measured``.
+        power: The device's power by state.
+    """
+
+    seconds: NDArray[np.float64]
+    device: str
+    source: str
+    power: StatePower
+
+
+def side_costs(
+    side: str,
+    graph: ValueGraph,
+    order: Sequence[Node],
+    here: Callable[[], NDArray[np.float64]],
+) -> SideCosts:
+    """Return the costs of one side.
+
+    Args:
+        side: Preset, device file, latency table, or ``this``.
+        graph: The value graph.
+        order: Its nodes that are not free.
+        here: Measures every operator on this machine; called for ``this`` only.
+
+    Raises:
+        SplitError: No such device, or a table of another model.
+    """
+    if side == THIS:
+        return SideCosts(here(), "this machine", "measured", StatePower())
+    if side.endswith(".json") and Path(side).name.startswith("latency-"):
+        return _table_costs(Path(side), graph, order)
+    device = preset(side)
+    return SideCosts(_roofline(device, graph, order), device.title, "roofline", device.power)
+
+
+def measure_here(
+    model: onnx.ModelProto,
+    folder: Path,
+    graph: ValueGraph,
+    order: Sequence[Node],
+    inputs: Mapping[str, Array],
+    *,
+    progress: Callable[[int, int], None],
+) -> NDArray[np.float64]:
+    """Run every operator by itself on ONNX Runtime, one thread, and return its median seconds.
+
+    Operators between which a value without a static shape goes cannot be run by themselves. They
+    are run in one piece with those that lie among them, and share its time by their roofline.
+
+    Args:
+        model: The whole graph, its weights not loaded.
+        folder: Where its weights file lies; the operators' files go there and are removed.
+        graph: Its value graph.
+        order: Its nodes that are not free.
+        inputs: The parity inputs.
+        progress: Called with (operators done, operators in all).
+    """
+    extractor = Extractor(model, graph, order)
+    backend = open_backend("ort", BackendOptions(threads=1))
+    env: dict[str, Array] = dict(inputs)
+    last_use = {name: place for place, node in enumerate(order) for name in node.inputs}
+    last_use.update(dict.fromkeys(graph.outputs, len(order)))
+    share = _roofline(preset(_SPREAD_BY), graph, order)
+    seconds = np.zeros(len(order))
+    with tempfile.NamedTemporaryFile(suffix=".onnx", dir=folder) as file:
+        path = Path(file.name)
+        for piece in _pieces(graph, order):
+            places = list(piece)
+            touched = [n for p in places for n in (*order[p].inputs, *order[p].outputs)]
+            given = {name for place in places for name in order[place].outputs}
+            # Nothing of what goes on from here lacks a static shape: see _pieces.
+            wanted = [name for name in given if last_use.get(name, -1) > piece[-1]]
+            path.write_bytes(extractor.extract(places, wanted).SerializeToString())
+            engine = backend.load(backend.build(path), folder=folder)
+            taken = {spec.name: env[spec.name] for spec in engine.inputs}
+            samples: list[float] = []
+            for run in range(_WARMUP + _RUNS):
+                begin = time.perf_counter()
+                results = engine.run(taken)
+                if run >= _WARMUP:
+                    samples.append(time.perf_counter() - begin)
+            seconds[places] = statistics.median(samples) * share[places] / share[places].sum()
+            env.update(results)
+            for name in touched:
+                if last_use.get(name, -1) <= piece[-1]:
+                    env.pop(name, None)
+            engine.close()
+            progress(piece[-1] + 1, len(order))
+    return seconds
+
+
+def _pieces(graph: ValueGraph, order: Sequence[Node]) -> list[range]:
+    """Part the order where only values with a static shape go on: mostly after every node."""
+    ends = list(range(len(order)))
+    where = {name: place for place, node in enumerate(order) for name in node.outputs}
+    for place, node in enumerate(order):
+        for name in node.inputs:
+            if name in where and name not in graph.values.specs:
+                ends[where[name]] = max(ends[where[name]], place)
+    pieces: list[range] = []
+    begin = end = 0
+    for place in range(len(order)):
+        end = max(end, ends[place])
+        if place == end:
+            pieces.append(range(begin, place + 1))
+            begin = end = place + 1
+    return pieces
+
+
+def _roofline(device: Device, graph: ValueGraph, order: Sequence[Node]) -> NDArray[np.float64]:
+    specs = graph.values.specs
+    seconds = np.zeros(len(order))
+    for place, node in enumerate(order):
+        around = [specs.get(name) for name in (*node.inputs, *node.outputs)]
+        moved = sum(spec.nbytes for spec in around if spec is not None)
+        moved += sum(graph.weight_bytes.get(name, 0) for name in node.initialisers)
+        seconds[place] = operator_s(device, flops=node.flops, moved_bytes=moved)
+    return seconds
+
+
+def _table_costs(path: Path, graph: ValueGraph, order: Sequence[Node]) -> SideCosts:
+    """Spread the measured segments of an earlier bundle over the operators of this graph."""
+    table = read_table(path)
+    folder = path.absolute().parent
+    bundle = Bundle.open(folder.with_name(folder.name.removesuffix(".device")))
+    if bundle.digest != table.bundle:
+        raise CompileError(
+            f"{path}: measured on bundle {table.bundle[:12]}, beside it lies "
+            f"{bundle.digest[:12]}; run `runtime profile` on that bundle again"
+        )
+    if len(table.segments) != len(bundle.manifest.segments):
+        raise CompileError(
+            f"{path}: expected {len(bundle.manifest.segments)} segments, given "
+            f"{len(table.segments)}; run `runtime profile` on that bundle again"
+        )
+    where = {name: place for place, node in enumerate(order) for name in node.outputs}
+    specs = graph.values.specs
+    other = [n for n, s in bundle.manifest.tensors.items() if n in specs and specs[n] != s]
+    if other:
+        raise CompileError(
+            f"{path}: measured on another model: {specs[other[0]]} was "
+            f"{bundle.manifest.tensors[other[0]]}; profile a bundle of this one"
+        )
+    weights = _roofline(preset(_SPREAD_BY), graph, order)
+    seconds = np.full(len(order), np.nan)
+    unloaded: list[int] = []
+    for segment, timing in zip(bundle.manifest.segments, table.segments, strict=True):
+        piece = onnx.load(bundle.path(segment.file), load_external_data=False)
+        names = [name for node in piece.graph.node for name in node.output]
+        places = sorted({where[name] for name in names if name in where})
+        if not timing.p50_s:  # not loaded where it was measured, for want of memory
+            unloaded += places
+        if places:
+            share = weights[places] / weights[places].sum()
+            seconds[places] = timing.p50_s * table.fused_ratio * share
+    missing = [order[int(place)].name for place in np.flatnonzero(np.isnan(seconds))]
+    if missing:
+        raise CompileError(
+            f"{path}: {len(missing)} of {len(order)} operators are not in the bundle that it was "
+            f"measured on, {missing[0]} the first; was it compiled from another model?"
+        )
+    if unloaded:
+        rest = np.setdiff1d(np.arange(len(order)), unloaded)
+        pace = seconds[rest].sum() / weights[rest].sum() if rest.size else 1.0
+        seconds[unloaded] = pace * weights[unloaded]
+    return SideCosts(seconds, str(table.fingerprint), "measured", StatePower())

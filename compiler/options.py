@@ -1,0 +1,60 @@
+"""Which cuts a bundle is to keep: checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from engines.errors import CutError
+
+__all__ = ["THIS", "CutOptions", "parse_size"]
+
+THIS = "this"
+"""Device that stands for the machine that compiles."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutOptions:
+    """Which cuts to keep.
+
+    Attributes:
+        cuts: ``auto`` for what the proposers bring, ``all`` for every boundary, or a number: that
+            many of the most useful.
+        max_frontier: Most tensors across a boundary, for ``all`` and ``spread``.
+        keep_local: Numbers of operators, or module paths, that the robot must run itself; what
+            goes into them, and between them, must not leave it.
+        robot_memory: Bytes that weights and activations may take on the robot.
+    """
+
+    cuts: str = "auto"
+    max_frontier: int = 4
+    keep_local: tuple[str, ...] = ()
+    robot_memory: int | None = None
+
+    def __post_init__(self) -> None:
+        number = self.cuts.isdecimal() and int(self.cuts) >= 1
+        if self.cuts not in ("auto", "all") and not number:
+            raise CutError(f"--cuts: expected auto, all or a number from 1, given {self.cuts!r}")
+        if self.max_frontier < 1:
+            raise CutError(f"--max-frontier: expected 1 or more, given {self.max_frontier}")
+        if self.robot_memory is not None and self.robot_memory < 1:
+            raise CutError(f"--robot-memory: expected bytes above 0, given {self.robot_memory}")
+
+    @property
+    def most(self) -> int | None:
+        """Most cuts to keep, the ends among them; none for no limit."""
+        return int(self.cuts) if self.cuts.isdecimal() else None
+
+
+def parse_size(text: str) -> int:
+    """Read a size: bytes, or with kB, MB, GB, KiB, MiB or GiB.
+
+    Raises:
+        CutError: Not such a size.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if found is None:
+        raise CutError(f"size {text!r}: expected bytes, or as in 512MB or 2GiB")
+    return int(float(found.group(1)) * _UNITS[found.group(2) or ""])
