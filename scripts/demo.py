@@ -42,7 +42,7 @@ BIN = Path(sys.executable).parent
 
 def main() -> int:
     """Run the demo; returns the exit status."""
-    console = Console(width=max(120, Console().width))
+    console = Console(width=max(130, Console().width))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     RUNS.mkdir(parents=True, exist_ok=True)
