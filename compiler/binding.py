@@ -191,9 +191,13 @@ def _binding_error(
 ) -> str:
     shown = signature.replace(return_annotation=inspect.Signature.empty)
     first = missing[0] if missing else next(iter(signature.parameters), "x")
-    parts = [f"{where}: forward{shown}"]
+    parts: list[str] = []
     if missing:
         parts.append(f"needs an --input for {', '.join(missing)}")
     if unknown:
         parts.append(f"has no parameter for input {', '.join(unknown)}")
-    return " ".join(parts) + f"; give each one as in --input '{first}=float32[1,3,224,224]'"
+    wrong = " and ".join(parts)
+    return (
+        f"{where}: forward{shown} {wrong}; give each one as in "
+        f"--input '{first}=float32[1,3,224,224]'"
+    )
