@@ -43,7 +43,7 @@ test38: $(READY) $(READY38)
 	$(BIN)/python scripts/demo.py --compile-only
 	build/py38/bin/python scripts/smoke.py build/demo.bundle
 
-$(READY38): pyproject.toml $(wildcard engines/*.py engines/codecs/*.py calibration/*.py runtime/*.py)
+$(READY38): pyproject.toml $(wildcard engines/*.py engines/*/*.py calibration/*.py runtime/*.py)
 	@test -n "$(PYTHON38)" || { echo "no Python 3.8 here; name one: make test38 PYTHON38=..."; exit 1; }
 	test -x build/py38/bin/python || $(PYTHON38) -m venv build/py38
 	build/py38/bin/python -m pip install --quiet --disable-pip-version-check '.[ort,codecs]'

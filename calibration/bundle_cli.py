@@ -13,13 +13,16 @@ from rich.table import Table
 
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
+from calibration.plans_cli import plan_record, print_plans
 from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
 from engines.backend import open_backend
 from engines.bundle import Bundle
+from engines.bundle_plans import device_store, target_of
 from engines.console import command_options, print_json
 from engines.errors import ManifestError, SplitError
 from engines.manifest import Estimate, Manifest
+from engines.plans import PlanStore
 from engines.program import Program
 
 __all__ = ["main"]
@@ -34,13 +37,16 @@ def main() -> None:
 @main.command()
 @click.argument("bundle")
 @click.option("--cut", "cut_id", metavar="ID", help="Print one cut in full.")
+@click.option("--target", metavar="NAME", help="Print the plans of one target.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_options
-def inspect(bundle: str, cut_id: Optional[str], as_json: bool) -> None:
+def inspect(bundle: str, cut_id: Optional[str], target: Optional[str], as_json: bool) -> None:
     """Print what is in BUNDLE: inputs, outputs, cuts, files. Its digests are checked first."""
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    if cut_id is not None:
+    if target is not None:
+        _print_target(opened, target, as_json=as_json)
+    elif cut_id is not None:
         record = _cut_record(manifest, cut_id)
         if as_json:
             print_json(record)
@@ -131,6 +137,26 @@ def _measured(opened: Bundle, path: Path) -> Estimate:
         )
     seconds = tuple(timing.p50_s * table.fused_ratio for timing in table.segments)
     return Estimate(device=str(table.fingerprint), source="measured", segments_s=seconds)
+
+
+def _print_target(opened: Bundle, name: str, *, as_json: bool) -> None:
+    """Print a target's recipe, and its plans: those in the bundle and those built here."""
+    _, target = target_of(opened, name)
+    headers = [
+        h for h in device_store(opened).headers() if h.fingerprint.backend == target.backend
+    ]
+    if target.plans is not None:
+        headers += PlanStore(opened.folder / target.plans).headers()
+    if as_json:
+        plans = [plan_record(header) for header in headers]
+        print_json({"target": name, **msgspec.to_builtins(target), "built": plans})
+        return
+    where = "in the bundle" if target.plans else "built on the device by `runtime build`"
+    click.echo(
+        f"target {name}: backend {target.backend}, opset {target.opset}, {target.precision}, "
+        f"plans {where}"
+    )
+    print_plans(headers)
 
 
 def _cut_record(manifest: Manifest, cut_id: str) -> Dict[str, Any]:

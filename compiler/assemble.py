@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,17 +19,21 @@ from compiler.cuts import Boundaries
 from compiler.graph import ValueGraph, Values
 from compiler.images import ImageSpec
 from compiler.passes import run_passes
+from compiler.passes.half import convert_to_half
 from compiler.passes.provenance import strip_provenance
-from compiler.proof import PARITY_FILE, Expected
+from compiler.proof import PARITY_FILE, Exact, Expected
 from compiler.reference import ImageReference, Reference
 from compiler.segments import GRAPH_FILE, WEIGHTS_FILE, Emitted
 from compiler.trace import Traced
 from engines.bundle import Bundle, file_entries
 from engines.errors import TraceError
-from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity
+from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity, Target
 from engines.tensors import DTYPES, Array, TensorSpec
 
 __all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare", "proved"]
+
+_EXACT_FOLDER = "exact"
+"""Where the float32 graph lies until the proof has run it."""
 
 _EMBEDDED_BYTES = 1024
 """Largest tensor kept in the ONNX files themselves: shapes and axes, which loaders want there."""
@@ -53,6 +58,7 @@ class Prepared:
         images: Inputs that take raw pixels.
         floats: Name and dtype of the normalised value of each of them.
         example: The user's arrays by input, where given; raw pixels for images.
+        exact: The graph in float32, where ``model`` is its conversion to float16.
     """
 
     model: onnx.ModelProto
@@ -62,6 +68,12 @@ class Prepared:
     images: tuple[ImageSpec, ...]
     floats: Mapping[str, tuple[str, str]]
     example: Mapping[str, Array] | None
+    exact: Exact | None = None
+
+    def drop_exact(self) -> None:
+        """Remove the float32 graph and its weights, which are no part of the bundle."""
+        if self.exact is not None:
+            shutil.rmtree(self.exact.folder.parent)
 
     def in_front_of(self, reference: Reference) -> Reference:
         """Return the reference as it takes these inputs: images as raw pixels."""
@@ -73,6 +85,10 @@ def prepare(
     folder: Path,
     images: Sequence[ImageSpec],
     pixels: Mapping[str, Array] | None = None,
+    *,
+    opset: int = 18,
+    half: bool = False,
+    islands: Sequence[str] = (),
 ) -> Prepared:
     """Run the passes, and write graph and weights into ``folder``.
 
@@ -81,9 +97,13 @@ def prepare(
         folder: The bundle's folder.
         images: Inputs that are to take raw pixels.
         pixels: Raw pixels of the user's example, by input.
+        opset: The opset asked for; 17 is lowered from 18.
+        half: Whether to convert the graph to float16.
+        islands: Nodes and modules that stay in float32 then.
 
     Raises:
         TraceError: The graph or ``images`` cannot be used.
+        EmitError: The graph cannot be lowered.
     """
     passed = run_passes(
         traced.model,
@@ -92,11 +112,38 @@ def prepare(
         output_names=traced.output_names,
         images=images,
         fold=traced.fold,
+        opset=opset,
     )
+    exact = None
+    if half:
+        before = _save(traced.model, folder / _EXACT_FOLDER)
+        aliases = convert_to_half(traced.model, passed.paths, islands)
+        exact = Exact(before, (folder / _EXACT_FOLDER / GRAPH_FILE).parent, aliases)
+    model = _save(traced.model, folder)
+    inputs = tuple(_input_spec(value) for value in traced.model.graph.inputs)
+    # The exporter's rewrite rules remember the last graph they matched: let the weights go.
+    for value in traced.model.graph.initializers.values():
+        value.const_value = None
+    gc.collect()  # graph and values refer to each other: what the passes dropped goes now
+    example = None if traced.example is None else {**traced.example, **(pixels or {})}
+    return Prepared(
+        model=model,
+        folder=(folder / GRAPH_FILE).parent,
+        inputs=inputs,
+        paths=passed.paths,
+        images=tuple(images),
+        floats=passed.floats,
+        example=example,
+        exact=exact,
+    )
+
+
+def _save(model: ir.Model, folder: Path) -> onnx.ModelProto:
+    """Write graph and weights into a bundle's folder; return the graph, its weights not loaded."""
     path = folder / GRAPH_FILE
-    path.parent.mkdir()
+    path.parent.mkdir(parents=True)
     ir.save(
-        traced.model,
+        model,
         path,
         external_data=Path(WEIGHTS_FILE).name,
         size_threshold_bytes=_EMBEDDED_BYTES,
@@ -106,18 +153,10 @@ def prepare(
     weights = folder / WEIGHTS_FILE
     if weights.exists() and not weights.stat().st_size:
         weights.unlink()
-    model = onnx.load(path, load_external_data=False)
-    strip_provenance(model)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    inputs = tuple(_input_spec(value) for value in traced.model.graph.inputs)
-    # The exporter's rewrite rules remember the last graph they matched: let the weights go.
-    for value in traced.model.graph.initializers.values():
-        value.const_value = None
-    gc.collect()  # graph and values refer to each other: what the passes dropped goes now
-    example = None if traced.example is None else {**traced.example, **(pixels or {})}
-    return Prepared(
-        model, path.parent, inputs, passed.paths, tuple(images), passed.floats, example
-    )
+    proto = onnx.load(path, load_external_data=False)
+    strip_provenance(proto)
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+    return proto
 
 
 def _input_spec(value: ir.Value) -> TensorSpec:
@@ -186,7 +225,7 @@ def draft(
         model_digest=_model_digest(folder, weights),
         producer=_producer(),
         opset=int(opset),
-        precision=_precision(prepared.model),
+        precision=_precision(prepared.model) if prepared.exact is None else "fp16",
         graph=GRAPH_FILE,
         weights=weights,
         inputs=prepared.inputs,
@@ -197,10 +236,11 @@ def draft(
         segments=emitted.segments,
         refused=boundaries.refused,
         estimates=dict(estimates),
+        targets={},
         parity=Parity(
             file=PARITY_FILE,
             seed=seed,
-            tolerance=_tolerance(values),
+            tolerance=_tolerance(values, labels=prepared.exact is not None),
             max_error=0.0,
             compared_with=expected.reference,
         ),
@@ -208,10 +248,10 @@ def draft(
     )
 
 
-def proved(draft: Manifest, max_error: float) -> Manifest:
-    """Add the largest error to a draft."""
+def proved(draft: Manifest, max_error: float, targets: Mapping[str, Target]) -> Manifest:
+    """Add the largest error and the targets to a draft."""
     parity = msgspec.structs.replace(draft.parity, max_error=max_error)
-    return msgspec.structs.replace(draft, parity=parity)
+    return msgspec.structs.replace(draft, parity=parity, targets=dict(targets))
 
 
 def finish(folder: Path, manifest: Manifest, write: Callable[[Manifest], Bundle]) -> Bundle:
@@ -245,15 +285,21 @@ def _precision(model: onnx.ModelProto) -> str:
     return {"float": "float32", "double": "float64"}.get(most, most)
 
 
-def _tolerance(values: Values) -> dict[str, float]:
+def _tolerance(values: Values, *, labels: bool) -> dict[str, float]:
     """Return the tolerance by dtype, no finer than that of the coarsest type in the graph.
 
     What was computed in float16 on the way is as coarse as float16, whatever its own dtype, and
     a backend may compute more precisely there than the reference does.
+
+    Args:
+        values: What the graph computes.
+        labels: Whether integers are as coarse: the reference computed them in float32.
     """
     floats = {s.dtype for s in values.specs.values() if s.dtype.startswith("float")}
     coarsest = max((TOLERANCE[dtype] for dtype in floats), default=0.0)
-    return {k: v if k == "integer" else max(v, coarsest) for k, v in TOLERANCE.items()}
+    return {
+        k: v if k == "integer" and not labels else max(v, coarsest) for k, v in TOLERANCE.items()
+    }
 
 
 def _producer() -> dict[str, str]:

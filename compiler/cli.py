@@ -9,7 +9,7 @@ import click
 from compiler.images import parse_image
 from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
-from compiler.pipeline import TARGETS, CompileOptions, compile_model
+from compiler.pipeline import PRECISIONS, CompileOptions, compile_model
 from engines.console import command_options, print_json, progress_bar
 
 __all__ = ["main"]
@@ -74,15 +74,34 @@ __all__ = ["main"]
 @click.option("--server", default="rtx3080", show_default=True, metavar="DEVICE", help="Likewise.")
 @click.option("--measure", is_flag=True, help="The same as --robot this --server this.")
 @click.option("--max-frontier", default=4, show_default=True, help="Most tensors across a cut.")
-@click.option("--opset", default=18, show_default=True, help="ONNX opset to export to.")
+@click.option(
+    "--opset", type=int, help="ONNX opset; default 18, or 17 where a target has TensorRT 8."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of the inputs for the proof.")
 @click.option("--name", help="The model's name; default that of its file or factory.")
 @click.option(
     "--target",
-    type=click.Choice(TARGETS),
-    default=TARGETS[0],
+    "targets",
+    multiple=True,
+    default=("cpu",),
+    metavar="TARGET",
+    help="What to make engines for: cpu, tensorrt-rtx[:sm86,sm89,...] (built here, with no GPU), "
+    "tensorrt (this machine's GPU), jetson[-xavier-nx|-orin-nano|-orin-nx|-agx-orin|-thor] (built "
+    "on the robot by `runtime build`). Repeatable.",
+)
+@click.option("--workspace", metavar="SIZE", help="Most scratch memory of a layer, as in 512MB.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default=PRECISIONS[0],
     show_default=True,
-    help="What to make engines for.",
+    help="fp16: convert to float16; inputs and outputs keep their dtypes.",
+)
+@click.option(
+    "--fp32",
+    multiple=True,
+    metavar="NODE|MODULE",
+    help="With --precision fp16: this node, or all of this module, stays in float32. Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
@@ -101,10 +120,13 @@ def main(
     server: str,
     measure: bool,
     max_frontier: int,
-    opset: int,
+    opset: int | None,
     seed: int,
     name: str | None,
-    target: str,
+    targets: tuple[str, ...],
+    workspace: str | None,
+    precision: str,
+    fp32: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Compile MODEL into a bundle that robot and server run together.
@@ -129,7 +151,10 @@ def main(
         opset=opset,
         seed=seed,
         name=name,
-        target=target,
+        targets=targets,
+        workspace=None if workspace is None else parse_size(workspace),
+        precision=precision,
+        fp32=fp32,
     )
     _, report = compile_model(model, out, options=options, progress=progress_bar)
     if as_json:

@@ -63,6 +63,8 @@ def side_costs(
     graph: ValueGraph,
     order: Sequence[Node],
     here: Callable[[], NDArray[np.float64]],
+    *,
+    precision: str = "fp32",
 ) -> SideCosts:
     """Return the costs of one side.
 
@@ -71,6 +73,7 @@ def side_costs(
         graph: The value graph.
         order: Its nodes that are not free.
         here: Measures every operator on this machine; called for ``this`` only.
+        precision: ``fp32`` or ``fp16``: which peak of a device a roofline takes.
 
     Raises:
         SplitError: No such device, or a table of another model.
@@ -80,7 +83,8 @@ def side_costs(
     if side.endswith(".json") and Path(side).name.startswith("latency-"):
         return _table_costs(Path(side), graph, order)
     device = preset(side)
-    return SideCosts(_roofline(device, graph, order), device.title, "roofline", device.power)
+    seconds = _roofline(device, graph, order, precision)
+    return SideCosts(seconds, device.title, "roofline", device.power)
 
 
 def measure_here(
@@ -157,14 +161,18 @@ def _pieces(graph: ValueGraph, order: Sequence[Node]) -> list[range]:
     return pieces
 
 
-def _roofline(device: Device, graph: ValueGraph, order: Sequence[Node]) -> NDArray[np.float64]:
+def _roofline(
+    device: Device, graph: ValueGraph, order: Sequence[Node], precision: str = "fp32"
+) -> NDArray[np.float64]:
     specs = graph.values.specs
     seconds = np.zeros(len(order))
     for place, node in enumerate(order):
         around = [specs.get(name) for name in (*node.inputs, *node.outputs)]
         moved = sum(spec.nbytes for spec in around if spec is not None)
         moved += sum(graph.weight_bytes.get(name, 0) for name in node.initialisers)
-        seconds[place] = operator_s(device, flops=node.flops, moved_bytes=moved)
+        seconds[place] = operator_s(
+            device, flops=node.flops, moved_bytes=moved, precision=precision
+        )
     return seconds
 
 

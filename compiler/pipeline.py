@@ -23,6 +23,7 @@ from compiler.inputs import InputSpec, load_example
 from compiler.options import CutOptions
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
+from compiler.target_specs import TargetSpec, parse_target
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
 from engines.manifest import Estimate
@@ -38,18 +39,22 @@ if TYPE_CHECKING:
     from compiler.proof import Expected
     from engines.manifest import Manifest
 
-__all__ = ["TARGETS", "CompileOptions", "Progress", "compile_model"]
+__all__ = ["PRECISIONS", "CompileOptions", "Progress", "compile_model"]
 
 logger = logging.getLogger(__name__)
 
-TARGETS = ("cpu",)
-"""What engines can be made for; ``cpu`` needs nothing beyond the ONNX files."""
+
+PRECISIONS = ("fp32", "fp16")
+"""What a model can be converted to; ``fp32`` is the model as it is given."""
 
 REPORT_FILE = "report.html"
 """The page for people; nothing else reads it."""
 
-STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "report", "write")
+STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "plans", "report", "write")
 """Stages in the order of a report."""
+
+DEFAULT_OPSET = 18
+"""The exporter's own: nothing is converted."""
 
 MAX_SEED = 2**63 - 1
 """Largest seed that the manifest's JSON keeps exactly in every reader of 64-bit integers."""
@@ -74,10 +79,16 @@ class CompileOptions:
         robot_memory: Bytes that weights and activations may take on the robot.
         robot: The robot's device: preset, device file, latency table, or ``this``.
         server: The server's device, likewise.
-        opset: ONNX opset to export to; an ``.onnx`` file keeps its own.
+        opset: ONNX opset; by default the highest that all targets take. 17 is lowered from 18, an
+            ``.onnx`` file's own too. At any other an ``.onnx`` file keeps its own.
         seed: Of the parity inputs.
         name: The model's name; by default that of its file or factory.
-        target: One of :data:`TARGETS`.
+        targets: What engines are for, such as ``cpu`` and ``tensorrt-rtx:sm86,sm89``; see
+            ``compiler.target_specs``.
+        workspace: Most scratch bytes that a layer of a plan may use.
+        precision: One of :data:`PRECISIONS`: ``fp32`` leaves the model as it is, ``fp16``
+            converts it to float16 between its inputs and outputs.
+        fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
     """
 
     inputs: tuple[InputSpec, ...] = ()
@@ -91,21 +102,49 @@ class CompileOptions:
     robot_memory: int | None = None
     robot: str = "xavier-nx"
     server: str = "rtx3080"
-    opset: int = 18
+    opset: int | None = None
     seed: int = 0
     name: str | None = None
-    target: str = "cpu"
+    targets: tuple[str, ...] = ("cpu",)
+    workspace: int | None = None
+    precision: str = "fp32"
+    fp32: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self.cut_options  # checks them
         if not 0 <= self.seed <= MAX_SEED:
             raise TraceError(f"--seed: expected 0 to 2^63 - 1, given {self.seed}")
-        if self.target not in TARGETS:
+        for spec in self.target_specs:
+            if self.graph_opset > spec.opset:
+                raise TraceError(
+                    f"--opset {self.opset}: target {spec.name} takes at most {spec.opset}; "
+                    "leave --opset out to have the highest that all targets take"
+                )
+        if self.precision not in PRECISIONS:
             raise TraceError(
-                f"--target: expected one of {', '.join(TARGETS)}, given {self.target!r}"
+                f"--precision: expected one of {', '.join(PRECISIONS)}, given {self.precision!r}"
             )
+        if self.fp32 and self.precision != "fp16":
+            raise TraceError("--fp32: expected with --precision fp16, given without it")
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise TraceError(f"--name: expected a plain name, given {self.name!r}")
+
+    @property
+    def exported_opset(self) -> int:
+        """The opset to export to: what the exporter does not have is lowered from 18."""
+        return DEFAULT_OPSET if self.graph_opset == 17 else self.graph_opset
+
+    @property
+    def graph_opset(self) -> int:
+        """The opset of the bundle's graphs: one for all targets, the lowest of theirs."""
+        if self.opset is not None:
+            return self.opset
+        return min(DEFAULT_OPSET, *(spec.opset for spec in self.target_specs))
+
+    @property
+    def target_specs(self) -> tuple[TargetSpec, ...]:
+        """The targets, read."""
+        return tuple(parse_target(text) for text in self.targets)
 
     @property
     def cut_options(self) -> CutOptions:
@@ -177,14 +216,22 @@ def compile_model(
         from compiler import assemble, proof  # torch takes seconds to import
         from compiler.trace import TraceOptions, trace
 
-        trace_options = TraceOptions(options.inputs, example, options.opset, options.seed)
+        trace_options = TraceOptions(options.inputs, example, options.exported_opset, options.seed)
         with progress("tracing and exporting"):
             traced = trace(source, trace_options)
             del source  # with the next two `del`: the weights are in memory once at a time
         clock.seconds.update(traced.seconds)
         with clock("passes"), progress("writing the weights"):
             reference = traced.reference
-            prepared = assemble.prepare(traced, folder, options.images, pixels)
+            prepared = assemble.prepare(
+                traced,
+                folder,
+                options.images,
+                pixels,
+                opset=options.graph_opset,
+                half=options.precision == "fp16",
+                islands=options.fp32,
+            )
             del traced
         with clock("cuts"), progress("finding cuts") as advance:
             found = _find(prepared, options, advance)
@@ -192,8 +239,14 @@ def compile_model(
             reference = prepared.in_front_of(reference)
             specs = assemble.compared(found.graph, found.boundaries)
             expected = proof.expect(
-                reference, prepared.model, prepared.folder, found.inputs, specs
+                reference,
+                prepared.model,
+                prepared.folder,
+                found.inputs,
+                specs,
+                exact=prepared.exact,
             )
+            prepared.drop_exact()
             del reference
         bundle = _write(name, folder, prepared, found, expected, options, clock, progress, finish)
     return bundle, make_report(bundle, out, {s: clock.seconds.get(s, 0.0) for s in STAGES})
@@ -228,8 +281,10 @@ def _find(
             prepared.model, prepared.folder, value_graph, order, inputs, progress=advance
         )
 
-    robot = costs.side_costs(options.robot, value_graph, order, here)
-    server = costs.side_costs(options.server, value_graph, order, here)
+    robot, server = (
+        costs.side_costs(side, value_graph, order, here, precision=options.precision)
+        for side in (options.robot, options.server)
+    )
     setting = selection.Setting(value_graph, robot, server, options.cut_options)
     candidates = selection.choose(setting)
     boundaries = cuts.find_cuts(
@@ -260,7 +315,7 @@ def _write(
     progress: Progress,
     finish: Callable[[Manifest], Bundle],
 ) -> Bundle:
-    from compiler import assemble, proof, segments
+    from compiler import assemble, proof, rounding, segments
 
     with clock("emit"), progress("writing segments") as advance:
         emitted = segments.emit(
@@ -279,9 +334,24 @@ def _write(
             expected,
             options.seed,
         )
-        error = proof.prove(Bundle(folder, draft, ""), expected, progress=advance)
+        error = 0.0
+        if prepared.exact is not None:
+            error = rounding.prove_rounded(
+                prepared.model, prepared.folder, found.graph, expected, draft.parity.tolerance
+            )
+        error = max(error, proof.prove(Bundle(folder, draft, ""), expected, progress=advance))
+    with clock("plans"), progress("building plans") as advance:
+        from compiler.targets import build_targets
+
+        targets = build_targets(
+            folder,
+            draft,
+            options.target_specs,
+            workspace_bytes=options.workspace,
+            progress=advance,
+        )
     with clock("report"):
-        manifest = assemble.proved(draft, error)
+        manifest = assemble.proved(draft, error, targets)
         page = render_report(manifest, power=found.power)
         (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     with clock("write"):

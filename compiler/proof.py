@@ -27,7 +27,7 @@ from engines.ondemand import OnDemandBackend
 from engines.program import Program
 from engines.tensors import Array
 
-__all__ = ["PARITY_FILE", "Expected", "expect", "prove", "write_parity"]
+__all__ = ["PARITY_FILE", "Exact", "Expected", "expect", "prove", "widened", "write_parity"]
 
 PARITY_FILE = "parity.npz"
 
@@ -49,12 +49,29 @@ class Expected:
     reference: str
 
 
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The graph before it was converted to float16.
+
+    Attributes:
+        model: The graph, its weights not loaded.
+        folder: Where its weights file lies.
+        aliases: Name in this graph of every value that got another by the conversion.
+    """
+
+    model: ModelProto
+    folder: Path
+    aliases: Mapping[str, str]
+
+
 def expect(
     reference: Reference,
     model: ModelProto,
     folder: Path,
     inputs: Mapping[str, Array],
     specs: Mapping[str, tuple[str, tuple[int, ...]]],
+    *,
+    exact: Exact | None = None,
 ) -> Expected:
     """Compute what is to be compared with.
 
@@ -64,12 +81,16 @@ def expect(
         folder: Where its weights file lies.
         inputs: The parity inputs.
         specs: Dtype and shape of every tensor to compare, inputs excepted.
+        exact: The float32 graph, where ``model`` is its conversion: what the reference does not
+            know is computed by this one.
 
     Raises:
         EmitError: The reference or the graph fails on the inputs, or the reference's outputs
             are of another dtype or shape than the graph's.
     """
-    known = reference.run(inputs, specs.keys())
+    names = {name: name if exact is None else exact.aliases.get(name, name) for name in specs}
+    found = reference.run(inputs, names.values())
+    known = {name: found[old] for name, old in names.items() if old in found}
     ends = [value.name for value in model.graph.output]
     wrong = [
         f"{n}: expected {known[n].dtype} {list(known[n].shape)}, exported {specs[n][0]} "
@@ -84,14 +105,38 @@ def expect(
     values = {
         name: array
         for name, array in known.items()
-        if name in specs and (array.dtype.name, array.shape) == specs[name]
+        if array.shape == specs[name][1] and _fits(array, specs[name][0], exact)
     }
     rest = [name for name in specs if name not in values]
-    if rest:
+    if rest and exact is None:
         values.update(run_whole(model, folder, inputs, rest))
+    elif rest and exact is not None:
+        olds = sorted({names[name] for name in rest} - set(inputs))
+        whole = {**inputs, **run_whole(exact.model, exact.folder, inputs, olds)}
+        values.update({name: whole[names[name]] for name in rest})
     outputs = {name: np.ascontiguousarray(values.pop(name)) for name in ends}
     outputs = {name: array.reshape(specs[name][1]) for name, array in outputs.items()}
     return Expected(dict(inputs), outputs, values, reference.kind)
+
+
+def _fits(array: Array, dtype: str, exact: Exact | None) -> bool:
+    """Say whether a reference's value is of a dtype, or of float32 where that was converted."""
+    converted = exact is not None and (array.dtype.name, dtype) == ("float32", "float16")
+    return array.dtype.name == dtype or converted
+
+
+def widened(given: Array, expected: Array) -> Array:
+    """Return a float16 value as float32 if it is to be compared with one.
+
+    Not the other way round: what overflows float16 would equal a reference that does so too.
+    """
+    wider = given.dtype == np.float16 and expected.dtype == np.float32
+    return given.astype(np.float32) if wider else given
+
+
+def _remedy(precision: str) -> str:
+    island = ", or --fp32 NAME for the nodes before it" if precision == "fp16" else ""
+    return f"try another --opset or --seed{island}"
 
 
 def write_parity(folder: Path, expected: Expected) -> None:
@@ -133,8 +178,8 @@ def _prove(bundle: Bundle, expected: Expected, progress: Callable[[int, int], No
             if not parity.ok:
                 raise EmitError(
                     f"cut {parity.cut.id}: head and tail give another result than the model: "
-                    f"error {parity.error:.3g}, tolerance {bundle.manifest.parity.tolerance}; try "
-                    "another --opset or --seed"
+                    f"error {parity.error:.3g}, tolerance {bundle.manifest.parity.tolerance}; "
+                    f"{_remedy(bundle.manifest.precision)}"
                 )
             largest = max(largest, parity.error)
     return largest
@@ -149,14 +194,14 @@ def _prove_chain(program: Program, expected: Expected) -> float:
         cut = manifest.cuts[index]
         for name in sorted(set(env) - seen):
             seen.add(name)
-            error = error_of(env[name], reference[name])
+            error = error_of(widened(env[name], reference[name]), reference[name])
             tolerance = tolerance_for(env[name].dtype.name, manifest.parity.tolerance)
             if error > tolerance:
                 raise EmitError(
                     f"cut {cut.id} (after {cut.after or 'the end'}): tensor {name!r} differs from "
                     f"{expected.reference}: error {error:.3g}, tolerance {tolerance:g}; the "
                     "model may compute differently from run to run, or the exporter is wrong: "
-                    "try another --opset or --seed"
+                    f"{_remedy(manifest.precision)}"
                 )
             largest = max(largest, error)
     return largest

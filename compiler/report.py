@@ -56,6 +56,7 @@ class Report:
             "seconds": {stage: round(spent, 4) for stage, spent in self.seconds.items()},
             "weights_bytes": self.weights_bytes,
             "bundle_bytes": self.bundle_bytes,
+            "precision": manifest.precision,
             "max_error": self.max_error,
         }
 
@@ -69,8 +70,9 @@ class Report:
             for stage, spent in sorted(self.seconds.items(), key=lambda item: -item[1])[:3]
         )
         flops = manifest.cuts[-1].flops_robot
+        computes = f"{manifest.precision}, opset {manifest.opset}"
         rows = [
-            ("model", f"{manifest.name} (opset {manifest.opset}, {flops / 1e9:.3g} GFLOP)"),
+            ("model", f"{manifest.name} ({computes}, {flops / 1e9:.3g} GFLOP)"),
             ("inputs", "; ".join(_show(manifest, spec) for spec in manifest.inputs) or "none"),
             ("outputs", "; ".join(str(spec) for spec in manifest.outputs)),
             ("cuts", f"{len(manifest.cuts)}, {len(manifest.refused)} boundaries refused"),

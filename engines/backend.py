@@ -30,6 +30,8 @@ __all__ = [
 BACKENDS: Dict[str, str] = {
     "ort": "engines.ort:OrtBackend",
     "reference": "engines.reference:ReferenceBackend",
+    "tensorrt": "engines.tensorrt.backend:TensorRTBackend",
+    "tensorrt-rtx": "engines.tensorrt.backend:TensorRTRTXBackend",
 }
 """Name of a backend -> ``module:Class``; imported only when it is asked for."""
 

@@ -24,6 +24,7 @@ __all__ = [
     "Parity",
     "Rejection",
     "Segment",
+    "Target",
     "decode_manifest",
     "encode_manifest",
 ]
@@ -151,6 +152,27 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     segments_s: Tuple[float, ...]
 
 
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What engines a bundle is for, and how their plans are built: here, or on the device.
+
+    Attributes:
+        backend: Name of the backend.
+        opset: ONNX opset of the graphs.
+        precision: What the graphs compute in.
+        compute_capabilities: GPUs to build for, as ``sm86``; empty for the one that builds.
+        workspace_bytes: Most scratch memory that a layer may use; none for the library's bound.
+        plans: Folder of the plans built when the bundle was compiled; none where the device builds
+            them (``runtime build BUNDLE``).
+    """
+
+    backend: str
+    opset: int
+    precision: str
+    compute_capabilities: Tuple[str, ...] = ()
+    workspace_bytes: Optional[int] = None
+    plans: Optional[str] = None
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A file's size in bytes and its SHA-256 in hex."""
 
@@ -167,7 +189,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         model_digest: SHA-256 over the whole graph's file and the weights file.
         producer: Versions of what compiled the bundle.
         opset: ONNX opset of every graph.
-        precision: Type that the model computes in.
+        precision: Type that the model computes in; ``fp16`` where it was converted to float16.
         graph: ONNX file of the whole model.
         weights: The one weights file, empty where the model has none to share.
         inputs: The model's inputs.
@@ -178,6 +200,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         segments: By index.
         refused: Boundaries that did not become cuts.
         estimates: Times that the cuts were chosen by, for ``robot`` and ``server``.
+        targets: Engines that the bundle is for, beside ONNX Runtime, by name.
         parity: Parity vectors.
         files: Every file of the bundle but the manifest itself, by path.
     """
@@ -198,6 +221,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     segments: Tuple[Segment, ...]
     refused: Tuple[Rejection, ...]
     estimates: Dict[str, Estimate]
+    targets: Dict[str, Target]
     parity: Parity
     files: Dict[str, FileEntry]
 

@@ -18,12 +18,15 @@ from rich.table import Table as RichTable
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
+from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
-from engines.backend import BACKENDS, Backend, BackendOptions, open_backend
+from engines.backend import BACKENDS, BackendOptions
 from engines.bundle import Bundle
+from engines.bundle_plans import PLANNED, device_store, open_bundle_backend
 from engines.console import command_options, print_json, progress_bar
 from engines.errors import SourceError, SplitError, UnansweredError
 from engines.program import Program
+from runtime.build import build_plans
 from runtime.doctor import examine
 from runtime.robot import Result, Robot
 from runtime.server import Server
@@ -66,9 +69,8 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     host, port = parse_address(listen)
-    engine = open_backend(backend, BackendOptions(threads=threads))
     with ExitStack() as stack:
-        programs = [stack.enter_context(_load(path, engine)) for path in bundles]
+        programs = [stack.enter_context(_load(path, backend, threads)) for path in bundles]
         server = stack.enter_context(Server(programs, host=host, port=port))
         address = "{}:{}".format(*server.address)
         if as_json:
@@ -185,8 +187,7 @@ def profile(
     bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
 ) -> None:
     """Measure how long each segment takes on this device and keep it beside the bundle."""
-    engine = open_backend(backend, BackendOptions(threads=threads))
-    with _load(bundle, engine) as program, progress_bar("measuring") as advance:
+    with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
         table = measure_latency(program, runs=runs, warmup=warmup, progress=advance)
         path = store_table(program.bundle, table)
     manifest = program.bundle.manifest
@@ -205,7 +206,7 @@ def profile(
         print_json(
             {
                 "bundle": program.bundle.digest,
-                "fingerprint": {"backend": engine.name, **table.fingerprint.fields},
+                "fingerprint": {"backend": program.backend.name, **table.fingerprint.fields},
                 "runs": table.runs,
                 "segments": rows,
                 "chain_ms": round(chain_ms, 4),
@@ -233,14 +234,53 @@ def profile(
 
 @main.command()
 @click.argument("bundle")
+@click.option("--target", help="Target of the bundle; needed where it has several.")
+@click.option("--backend", type=click.Choice(PLANNED), help="Instead of the target's own.")
+@click.option(
+    "--for",
+    "capabilities",
+    metavar="sm86,sm89",
+    help="GPUs to build for, where the library builds for others than this machine's.",
+)
+@_json
+@command_options
+def build(
+    bundle: str,
+    target: Optional[str],
+    backend: Optional[str],
+    capabilities: Optional[str],
+    as_json: bool,
+) -> None:
+    """Build the plans of every segment of BUNDLE on this device and keep them beside it.
+
+    The recipe is the bundle's target. Plans that are there already are not built again.
+    """
+    opened = Bundle.open(bundle)
+    with progress_bar("building plans", len(opened.manifest.segments)) as advance:
+        plans = build_plans(
+            opened,
+            target=target,
+            backend=backend,
+            compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
+            progress=advance,
+        )
+    if as_json:
+        print_json([plan_record(plan.header, found=plan.found) for plan in plans])
+        return
+    print_plans([plan.header for plan in plans])
+    new = sum(1 for plan in plans if not plan.found)
+    click.echo(f"{new} built, {len(plans) - new} found; in {device_store(opened).folder}")
+
+
+@main.command()
+@click.argument("bundle")
 @_backend
 @_threads
 @_json
 @command_options
 def verify(bundle: str, backend: str, threads: int, as_json: bool) -> None:
     """Replay the parity vectors through every cut on this device; exit 1 on too large an error."""
-    engine = open_backend(backend, BackendOptions(threads=threads))
-    with _load(bundle, engine) as program:
+    with _load(bundle, backend, threads) as program:
         ok = print_parity(program, as_json=as_json)
     sys.exit(0 if ok else 1)
 
@@ -261,8 +301,9 @@ def doctor(as_json: bool) -> None:
     sys.exit(0 if all(check.ok for check in checks if check.needed) else 1)
 
 
-def _load(path: str, engine: Backend) -> Program:
+def _load(path: str, backend: str, threads: int) -> Program:
     bundle = Bundle.open(path)
+    engine = open_bundle_backend(bundle, backend, BackendOptions(threads=threads))
     with progress_bar(f"loading {bundle.manifest.name}") as advance:
         return Program(bundle, engine, progress=advance)
 

@@ -41,6 +41,8 @@ _OPTIONAL = {
 _BACKEND_MENDS = {
     "ort": "pip install 'splitrt[ort]'",
     "reference": "pip install onnx",
+    "tensorrt": "pip install 'splitrt[tensorrt,cuda]'; Jetson: apt install python3-libnvinfer",
+    "tensorrt-rtx": "pip install 'splitrt[tensorrt-rtx,cuda]'",
 }
 
 

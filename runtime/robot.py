@@ -22,8 +22,9 @@ from typing import Any, Dict, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
 from calibration.predictor import CutCosts, Prediction, cut_costs
-from engines.backend import BackendOptions, open_backend
+from engines.backend import BackendOptions
 from engines.bundle import Bundle
+from engines.bundle_plans import open_bundle_backend
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
@@ -168,7 +169,7 @@ class Robot:
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
             self.bundle,
-            open_backend(backend, BackendOptions(threads=threads)),
+            open_bundle_backend(self.bundle, backend, BackendOptions(threads=threads)),
             only=None if self._whole else _robot_part(self.bundle.manifest),
         )
         self.link: Optional[Link] = None

@@ -176,6 +176,7 @@ def write_toy_bundle(target: Path, seed: int = 0) -> Bundle:
             segments=tuple(segments),
             refused=(),
             estimates={},
+            targets={},
             parity=Parity(
                 file="parity.npz",
                 seed=7,

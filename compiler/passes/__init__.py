@@ -16,6 +16,7 @@ from compiler.passes.constants import lift_constants
 from compiler.passes.ends import name_ends
 from compiler.passes.folding import fold_constants
 from compiler.passes.inlining import inline_functions
+from compiler.passes.lower_opset import LOWERED_TO, lower_opset
 from compiler.passes.naming import name_nodes
 from compiler.passes.preprocess import fold_preprocess
 from compiler.passes.provenance import take_provenance
@@ -46,6 +47,7 @@ def run_passes(
     output_names: Sequence[str],
     images: Sequence[ImageSpec],
     fold: bool,
+    opset: int,
 ) -> Passed:
     """Run every pass over ``model``, in place.
 
@@ -56,9 +58,11 @@ def run_passes(
         output_names: What to call its outputs, in order.
         images: Inputs that are to take raw pixels.
         fold: Whether constants are still to be folded.
+        opset: The opset asked for.
 
     Raises:
         TraceError: The graph cannot be made into what the compiler cuts.
+        EmitError: It cannot be lowered to ``opset``.
     """
     name_nodes(model)
     inline_functions(model)
@@ -70,6 +74,8 @@ def run_passes(
     remove_dead(model)
     name_ends(model, input_names, output_names)
     name_nodes(model)  # those that the passes made
+    if opset == LOWERED_TO:
+        lower_opset(model)
     paths = take_provenance(model)
     floats = fold_preprocess(model, images)
     clamp_versions(model)

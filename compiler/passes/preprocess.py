@@ -81,11 +81,12 @@ class _Builder:
             shape=ir.Shape(image.raw_shape(shape)),
         )
         self._graph.inputs[list(self._graph.inputs).index(value)] = last
-        pixels = _Planes(image.name, shape, ir.DataType.UINT8)
+        raw = _Planes(image.name, image.raw_shape(shape), dtype)
         planes = _Planes(image.name, shape, dtype)
+        # The cast comes first: it is all that TensorRT does with uint8.
+        last = self._add("Cast", "float", [last], raw, {"to": int(dtype)})
         if image.layout == "hwc":
-            last = self._add("Transpose", "chw", [last], pixels, {"perm": _HWC_TO_CHW})
-        last = self._add("Cast", "float", [last], planes, {"to": int(dtype)})
+            last = self._add("Transpose", "chw", [last], planes, {"perm": _HWC_TO_CHW})
         if any(image.mean):
             mean = self._constant(f"{image.name}_mean", image.mean, dtype)
             last = self._add("Sub", "centred", [last, mean], planes, {})

@@ -38,12 +38,12 @@ def test_frontiers_are_compared_with_pytorch_not_with_onnx(tmp_path, monkeypatch
 def test_a_graph_with_wrong_weights_is_refused(tmp_path, monkeypatch):
     prepare = assemble.prepare
 
-    def wrong(traced, folder, images, pixels):
+    def wrong(traced, *args, **kwargs):
         for value in traced.model.graph.initializers.values():
             if value.name == "first.weight":
                 array = value.const_value.numpy() + np.float32(0.01)
                 value.const_value = assemble.ir.tensor(array, name=value.name)
-        return prepare(traced, folder, images, pixels)
+        return prepare(traced, *args, **kwargs)
 
     monkeypatch.setattr(assemble, "prepare", wrong)
     with pytest.raises(EmitError, match=r"cut \w{8} \(after first\): tensor 'conv2d_1' differs"):

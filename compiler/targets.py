@@ -1,0 +1,90 @@
+"""The plans of a bundle's targets, as far as they can be built on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compiler.target_specs import CPU, TargetSpec
+from engines.backend import open_backend
+from engines.bundle import sha256_file
+from engines.errors import BuildError
+from engines.manifest import Manifest, Segment, Target
+from engines.plans import PlanHeader, PlanStore
+from engines.tensorrt.backend import TensorRTOptions
+from engines.tensorrt.builder import BuildOptions
+
+__all__ = ["build_targets"]
+
+
+def build_targets(
+    folder: Path,
+    manifest: Manifest,
+    specs: Sequence[TargetSpec],
+    *,
+    workspace_bytes: int | None,
+    progress: Callable[[int, int], None],
+) -> dict[str, Target]:
+    """Build the plans that can be built here, into ``folder``.
+
+    Args:
+        folder: The bundle's folder, with all its ONNX files.
+        manifest: The bundle's manifest so far.
+        specs: The targets.
+        workspace_bytes: Most scratch memory that a layer may use.
+        progress: Called with (plans built, plans in all).
+
+    Returns:
+        The targets by name, ``cpu`` excepted, which needs nothing.
+
+    Raises:
+        BuildError: A segment cannot be built; the message has the library's reason.
+        IncompatibleError: The library or a GPU is missing here.
+    """
+    wanted = [spec for spec in specs if spec.name != CPU]
+    names = [spec.name for spec in wanted]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise BuildError(f"--target {twice[0]}: given twice; list its compute capabilities in one")
+    total = len(manifest.segments) * sum(1 for spec in wanted if spec.here)
+    weights = sha256_file(folder / manifest.weights) if manifest.weights else ""
+    targets: dict[str, Target] = {}
+    done = 0
+    for spec in wanted:
+        plans = f"plans/{spec.name}" if spec.here else None
+        if plans is not None:
+            build = BuildOptions(
+                compute_capabilities=spec.compute_capabilities, workspace_bytes=workspace_bytes
+            )
+            backend = open_backend(spec.backend, TensorRTOptions(build=build))
+            store = PlanStore(folder / plans)
+            for segment in manifest.segments:
+                path = folder / segment.file
+                plan = store.build(backend, path, weights_sha256=weights)  # type: ignore[arg-type]
+                _check_dtypes(plan.header, segment, manifest)
+                done += 1
+                progress(done, total)
+        targets[spec.name] = Target(
+            backend=spec.backend,
+            opset=manifest.opset,
+            precision=manifest.precision,
+            compute_capabilities=spec.compute_capabilities,
+            workspace_bytes=workspace_bytes,
+            plans=plans,
+        )
+    return targets
+
+
+def _check_dtypes(header: PlanHeader, segment: Segment, manifest: Manifest) -> None:
+    """Refuse a plan that takes or gives other dtypes than the graph, as libraries silently do."""
+    specs = {spec.name: spec for spec in (*header.inputs, *header.outputs)}
+    wrong = [
+        f"{name!r}: expected {manifest.tensors[name].dtype}, the plan has {specs[name].dtype}"
+        for name in (*segment.inputs, *segment.outputs)
+        if name in specs and specs[name].dtype != manifest.tensors[name].dtype
+    ]
+    if wrong:
+        raise BuildError(
+            f"{segment.file}: {header.fingerprint.backend} changes dtypes: {'; '.join(wrong)}; "
+            "convert them inside of forward()"
+        )

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: one implementation over the differences of their Python modules."""

@@ -1,0 +1,251 @@
+"""Backends ``tensorrt`` and ``tensorrt-rtx``.
+
+What they need: the library to build and to run; a GPU to run, and for ``tensorrt`` to build too.
+``tensorrt-rtx`` builds for the compute capabilities that it is told, without a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Dict, Optional, Tuple
+
+from engines.backend import BackendOptions
+from engines.errors import BuildError, EngineError, IncompatibleError
+from engines.fingerprint import Fingerprint
+from engines.plans import CAPABILITY, TARGETS, BuiltPlan
+from engines.tensorrt.api import Api, Context, Progress, find_api, one_line, platform_name
+from engines.tensorrt.builder import BuildOptions, build_plan
+from engines.tensorrt.engine import Session, TensorRTEngine
+from engines.tensorrt.memory import DeviceMemory, open_memory
+
+__all__ = ["TensorRTBackend", "TensorRTOptions", "TensorRTRTXBackend"]
+
+logger = logging.getLogger(__name__)
+
+
+class TensorRTOptions(BackendOptions, frozen=True, kw_only=True):
+    """Options of both backends.
+
+    Attributes:
+        build: How plans are built.
+        cuda_graphs: Run engines as CUDA graphs where that works.
+        runtime_cache: Folder for what TensorRT-RTX compiles when a plan first runs, so that the
+            next start need not; none to keep nothing.
+    """
+
+    build: BuildOptions = BuildOptions()
+    cuda_graphs: bool = True
+    runtime_cache: Optional[Path] = None
+
+
+class TensorRTBackend:
+    """NVIDIA TensorRT 8.5 to 11.
+
+    Args:
+        options: :class:`TensorRTOptions`; plain backend options mean their defaults.
+        api: The library; found by itself if not given.
+        memory: Opens the GPU's memory.
+        progress: Told of the builder's phases.
+
+    Raises:
+        IncompatibleError: The library cannot be used here.
+    """
+
+    name = "tensorrt"
+
+    def __init__(
+        self,
+        options: BackendOptions = BackendOptions(),
+        *,
+        api: Optional[Api] = None,
+        memory: Callable[[], DeviceMemory] = open_memory,
+        progress: Optional[Progress] = None,
+    ) -> None:
+        self.options = options if isinstance(options, TensorRTOptions) else TensorRTOptions()
+        self.progress = progress
+        self.api = find_api(self.name) if api is None else api
+        self._open_memory = memory
+        self._session: Optional[Session] = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.api.library} {self.api.version}>"
+
+    def build(self, onnx_path: Path) -> bytes:
+        """Build the plan of one ONNX file.
+
+        Raises:
+            BuildError: The library cannot build it, for its own reason.
+            IncompatibleError: It is built for this machine's GPU, and there is none.
+        """
+        return self.build_plan(onnx_path).data
+
+    def build_plan(self, onnx_path: Path) -> BuiltPlan:
+        """Build as :meth:`build` does; also tells precision and time."""
+        if not onnx_path.is_file():
+            raise BuildError(f"{onnx_path}: cannot be read: no such file")
+        return build_plan(self.api, onnx_path, self._build_options(), progress=self.progress)
+
+    def load(self, plan: bytes, *, folder: Path) -> TensorRTEngine:
+        """Load a plan. It holds its weights: ``folder`` is not looked at.
+
+        Raises:
+            IncompatibleError: There is no GPU, or the library says that the plan is for others.
+            EngineError: The library refused it.
+        """
+        session = self._device()
+        digest = hashlib.sha256(plan).hexdigest()
+        with session.lock, session.memory.current(), self.api.errors() as errors:
+            try:
+                return self._load(plan, session, digest)
+            except EngineError as exc:
+                said = one_line("; ".join(dict.fromkeys(errors)))
+                raise type(exc)(f"{exc}: {said}" if said else str(exc)) from exc
+            except Exception as exc:  # the bindings raise errors of every kind
+                raise EngineError(f"{self.api.library} refused a plan: {one_line(exc)}") from exc
+
+    def fingerprint(self) -> Fingerprint:
+        """Say what this device is; without a GPU, what is built here, if it was said for what.
+
+        Raises:
+            IncompatibleError: There is no GPU, and the options name no compute capabilities.
+        """
+        try:
+            session = self._device()
+        except IncompatibleError:
+            if not self.options.build.compute_capabilities:
+                raise
+            return self.plan_fingerprint()
+        device = session.memory.device
+        return self._fingerprint({"device": device.name, CAPABILITY: device.compute_capability})
+
+    def plan_fingerprint(self) -> Fingerprint:
+        """Say what a plan built with these options is valid for.
+
+        Raises:
+            IncompatibleError: It would be for this machine's GPU, and there is none.
+        """
+        targets = self._targets()
+        if targets:
+            return self._fingerprint({TARGETS: ",".join(targets)})
+        return self.fingerprint()
+
+    def plan_options(self) -> Dict[str, str]:
+        """Return every option that changes a plan."""
+        return self._build_options().as_key()
+
+    def _fingerprint(self, fields: Dict[str, str]) -> Fingerprint:
+        library = {"version": self.api.version, "platform": platform_name()}
+        return Fingerprint(backend=self.name, fields={**library, **fields})
+
+    def _targets(self) -> Tuple[str, ...]:
+        """Return the compute capabilities to build for; none for this GPU, as it is."""
+        named = self.options.build.compute_capabilities
+        known = self.api.target_names
+        if not known:
+            return named  # refused, by name, by the builder
+        if named:
+            return tuple(name for name in known if name in named) + tuple(
+                name for name in named if name not in known
+            )
+        try:
+            own = self._device().memory.device.compute_capability
+        except IncompatibleError as exc:
+            raise IncompatibleError(
+                f"{exc}; to build without one, name targets: --target {self.name}:sm86,sm89"
+            ) from exc
+        if own not in known:
+            raise IncompatibleError(
+                f"{self.api.library} {self.api.version} builds for {', '.join(known)}, this GPU "
+                f"is {own}; name targets, or use the backend tensorrt"
+            )
+        return (own,)
+
+    def _build_options(self) -> BuildOptions:
+        if self.api.needs_gpu_to_build:
+            self._device()  # says what is missing better than the library does
+        options = self.options.build
+        return BuildOptions(
+            compute_capabilities=self._targets(),
+            workspace_bytes=options.workspace_bytes,
+            tf32=options.tf32,
+            optimization_level=options.optimization_level,
+            precision_flags=options.precision_flags,
+            flags=options.flags,
+            timing_cache=options.timing_cache,
+        )
+
+    def _device(self) -> Session:
+        if self._session is None:
+            try:
+                self._session = Session(self._open_memory())
+            except IncompatibleError as exc:
+                raise IncompatibleError(f"backend {self.name!r}: {exc}") from exc
+        return self._session
+
+    def _load(self, plan: bytes, session: Session, digest: str) -> TensorRTEngine:
+        api = self.api
+        runtime = api.create_runtime()
+        if api.validity(runtime, plan) == "invalid":
+            raise IncompatibleError(
+                f"{api.library} {api.version} refused a plan as not for this device: "
+                f"[{self.fingerprint()}]; `runtime build BUNDLE` builds it here"
+            )
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise EngineError(f"{api.library} {api.version} refused a plan")
+        context: Optional[Context] = api.create_context(
+            engine, graphs=self.options.cuda_graphs, cache=self._read_cache(digest)
+        )
+        if context is None:
+            raise EngineError(f"{api.library} {api.version} has no memory to run a plan")
+        return TensorRTEngine(
+            f"{self.name}:{digest[:12]}",
+            api,
+            session,
+            runtime=runtime,
+            engine=engine,
+            context=context,
+            graphs=self.options.cuda_graphs,
+            save_cache=self._cache_writer(digest),
+        )
+
+    # --- the runtime cache: only ever a help ---
+
+    def _read_cache(self, digest: str) -> bytes:
+        folder = self.options.runtime_cache
+        if folder is None:
+            return b""
+        try:
+            return (folder / f"{digest[:32]}.cache").read_bytes()
+        except OSError:
+            return b""
+
+    def _cache_writer(self, digest: str) -> Optional[Callable[[bytes], None]]:
+        folder = self.options.runtime_cache
+        if folder is None:
+            return None
+
+        def write(data: bytes) -> None:
+            temporary: Any = None
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                handle, temporary = tempfile.mkstemp(dir=folder, prefix=".cache.")
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, folder / f"{digest[:32]}.cache")
+            except OSError as exc:
+                logger.info("runtime cache in %s was not written: %s", folder, exc.strerror)
+                if temporary is not None and Path(temporary).exists():
+                    Path(temporary).unlink()
+
+        return write
+
+
+class TensorRTRTXBackend(TensorRTBackend):
+    """NVIDIA TensorRT for RTX: plans for several GPUs at once, built without one."""
+
+    name = "tensorrt-rtx"

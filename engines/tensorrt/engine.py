@@ -1,0 +1,455 @@
+"""Runs a plan: preallocated buffers, one stream, CUDA graphs, chains that stay on the device.
+
+How a run goes:
+
+1. All engines of a backend share a :class:`Session`: device memory, one stream, one lock. Runs
+   from several threads queue up at the lock, since they would write to the same buffers; the
+   stream keeps the order of what is put on it, also from one engine of a chain to the next.
+2. Every input and output has device memory, and pinned host memory once it crosses over, from the
+   first run to ``close``. An input is written to pinned memory, copied over on the stream; the
+   engine is enqueued; its outputs are copied to pinned memory on the stream; one synchronisation;
+   the caller gets arrays of its own.
+3. ``run_device`` leaves outputs on the device as :class:`DeviceTensor`. The next engine reads them
+   where they are. They hold until their engine runs again or is closed; using one after that is
+   an error, not a wrong result.
+4. The first run at given addresses is done as it is, since the library allocates in it. The second
+   is captured as a CUDA graph; later ones launch it. Where capturing fails, runs go on without.
+   A library that makes graphs itself (TensorRT-RTX) is left to it.
+
+Invariant: nothing is freed, and no pinned memory is read or written, while the stream may use it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from contextlib import contextmanager
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+)
+
+import numpy as np
+
+from engines.backend import CheckedEngine
+from engines.errors import EngineError
+from engines.tensorrt.api import Api, Context, IoTensor, one_line
+from engines.tensorrt.memory import DeviceMemory
+from engines.tensors import Array, TensorSpec, check_tensors
+
+__all__ = ["DeviceTensor", "Session", "TensorRTEngine", "run_chain"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 4
+"""CUDA graphs that an engine keeps: one for each place where its inputs were found."""
+
+_MOST_PLACES = 64
+"""Places that an engine remembers to have run at once."""
+
+Addresses = Tuple[int, ...]
+
+
+class Session:
+    """What the engines of a backend share: device memory, a stream and a lock.
+
+    The stream is made for the first engine and freed with the last.
+    """
+
+    def __init__(self, memory: DeviceMemory) -> None:
+        self.memory = memory
+        self.lock = threading.RLock()
+        self._stream: Optional[int] = None
+        self._users = 0
+
+    @contextmanager
+    def use(self) -> Iterator[int]:
+        """Hold the device in this thread; gives the stream."""
+        with self.lock, self.memory.current():
+            if self._stream is None:
+                raise AssertionError("a session without engines was used")
+            yield self._stream
+
+    def join(self) -> None:
+        """Count an engine in."""
+        with self.lock, self.memory.current():
+            if self._stream is None:
+                self._stream = self.memory.create_stream()
+            self._users += 1
+
+    def leave(self) -> None:
+        """Count an engine out."""
+        with self.lock, self.memory.current():
+            self._users -= 1
+            if self._users == 0 and self._stream is not None:
+                stream, self._stream = self._stream, None
+                self.memory.destroy_stream(stream)
+
+
+class DeviceTensor(NamedTuple):
+    """A tensor that is on the device, in the buffer of the engine that computed it.
+
+    Attributes:
+        spec: Its name, dtype and shape.
+        address: Where it is.
+        engine: What computed it.
+        generation: Which run of that engine did.
+    """
+
+    spec: TensorSpec
+    address: int
+    engine: TensorRTEngine
+    generation: int
+
+    @property
+    def stale(self) -> bool:
+        """Whether its engine has run again or was closed since."""
+        return not self.engine.holds(self.generation)
+
+
+Given = Union[Array, DeviceTensor]
+
+
+class TensorRTEngine(CheckedEngine):
+    """A plan on the device. It may be run from any thread; runs queue up.
+
+    Args:
+        name: Name for messages.
+        api: The library.
+        session: What the engines of a backend share.
+        runtime: The library's runtime, kept alive.
+        engine: The deserialised engine.
+        context: What to run it with.
+        graphs: Whether to make CUDA graphs, where the library does not do so itself.
+        save_cache: Given the library's runtime cache when the engine is closed.
+
+    Raises:
+        EngineError: It has inputs or outputs that cannot be run with, or there is no memory.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        api: Api,
+        session: Session,
+        *,
+        runtime: Any,
+        engine: Any,
+        context: Context,
+        graphs: bool = True,
+        save_cache: Optional[Callable[[bytes], None]] = None,
+    ) -> None:
+        tensors: List[IoTensor] = api.io_tensors(engine)
+        super().__init__(
+            name,
+            [tensor.spec for tensor in tensors if tensor.is_input],
+            [tensor.spec for tensor in tensors if not tensor.is_input],
+        )
+        self.scratch_bytes = api.device_memory_bytes(engine)
+        self._api = api
+        self._session = session
+        self._runtime = runtime
+        self._engine = engine
+        self._context: Optional[Context] = context
+        self._graphs_wanted = graphs and session.memory.graphs and not context.captures
+        self._save_cache = save_cache
+        self._buffers: Dict[str, int] = {}
+        self._pinned: Dict[str, Array] = {}
+        self._host: Dict[str, Array] = {}
+        self._bound: Dict[str, int] = {}
+        self._warm: Set[Addresses] = set()
+        self._graphs: "OrderedDict[Addresses, Any]" = OrderedDict()
+        self._generation = 0
+        self._unsettled = False
+        session.join()
+        try:
+            self._allocate()
+        except BaseException:
+            self._closed = True
+            self._free()
+            raise
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory that this engine took for its tensors and its scratch memory."""
+        return sum(s.nbytes for s in self._inputs + self._outputs) + self.scratch_bytes
+
+    def holds(self, generation: int) -> bool:
+        """Say whether the outputs of a run are still in the buffers."""
+        return not self._closed and generation == self._generation
+
+    def run(self, inputs: Mapping[str, Array]) -> Dict[str, Array]:
+        """Check the inputs, compute the outputs, copy them back. See :meth:`Engine.run`."""
+        with self._session.lock:  # so that close waits for a run, and a run finds it open or not
+            return super().run(inputs)
+
+    def run_device(
+        self, inputs: Mapping[str, Given], *, to_host: Collection[str] = ()
+    ) -> Dict[str, Given]:
+        """Compute the outputs and leave them on the device, but for those of ``to_host``.
+
+        Without ``to_host`` nothing is waited for: what follows on the device is in order.
+
+        Args:
+            inputs: Arrays, and tensors that engines of the same backend left on the device.
+            to_host: Names of outputs to return as arrays, which the caller owns.
+
+        Raises:
+            TensorMismatchError: An input does not fit.
+            EngineError: A tensor is stale or of another backend, or the library failed.
+        """
+        with self._session.lock:
+            if self._closed:
+                raise EngineError(f"engine {self._name!r} is closed; load it again to run it")
+            given, there = self._checked(inputs)
+            unknown = set(to_host).difference(spec.name for spec in self._outputs)
+            if unknown:
+                raise EngineError(f"engine {self._name!r} has no outputs {sorted(unknown)}")
+            with self._session.use() as stream:
+                arrays = self._compute(stream, given, there, tuple(to_host))
+            left: Dict[str, Given] = {}
+            for spec in self._outputs:
+                address = self._buffers[spec.name]
+                on_device = DeviceTensor(spec, address, self, self._generation)
+                left[spec.name] = arrays.get(spec.name, on_device)
+            return left
+
+    def wait(self) -> None:
+        """Wait until everything that runs have put on the device is done."""
+        with self._session.use() as stream:
+            self._session.memory.synchronize(stream)
+            self._unsettled = False
+
+    # --- a run ---
+
+    def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
+        with self._session.use() as stream:
+            return self._compute(stream, inputs, {}, [spec.name for spec in self._outputs])
+
+    def _checked(
+        self, inputs: Mapping[str, Given]
+    ) -> Tuple[Dict[str, Array], Dict[str, DeviceTensor]]:
+        """Sort the inputs into arrays and tensors on the device, and check both."""
+        where = f"engine {self._name!r}"
+        there = {n: t for n, t in inputs.items() if isinstance(t, DeviceTensor)}
+        arrays = {n: t for n, t in inputs.items() if not isinstance(t, DeviceTensor)}
+        specs = {spec.name: spec for spec in self._inputs}
+        for name, tensor in there.items():
+            spec = specs.get(name)
+            if spec is None or (spec.dtype, spec.shape) != (tensor.spec.dtype, tensor.spec.shape):
+                wanted = "no such input" if spec is None else f"{spec.dtype} {list(spec.shape)}"
+                raise EngineError(f"{where}: {name!r}: expected {wanted}, given {tensor.spec}")
+            if tensor.engine._session is not self._session:
+                raise EngineError(f"{where}: {name!r} is on the device of another backend")
+            if tensor.engine is self:
+                raise EngineError(f"{where}: {name!r} is in a buffer that this run writes to")
+            if tensor.stale:
+                raise EngineError(
+                    f"{where}: {name!r} is stale: {tensor.engine!r} has run again or was closed"
+                )
+        host = [spec for spec in self._inputs if spec.name not in there]
+        return check_tensors(host, arrays, where=where), there
+
+    def _compute(
+        self,
+        stream: int,
+        arrays: Mapping[str, Array],
+        there: Mapping[str, DeviceTensor],
+        to_host: Sequence[str],
+    ) -> Dict[str, Array]:
+        """Do a run. The session is held; what is on the stream when this fails is waited for."""
+        memory = self._session.memory
+        self._generation += 1  # what earlier runs left on the device is overwritten from here on
+        try:
+            if arrays:
+                # A run that returned nothing to the host may not have read pinned memory yet.
+                self._settle(stream)
+            for name, array in arrays.items():
+                self._host_view(name)[...] = array
+                if array.nbytes:
+                    memory.to_device(self._buffers[name], self._pinned[name], stream)
+            self._bind(there)
+            self._enqueue(stream)
+            for name in to_host:
+                self._host_view(name)
+                if self._pinned[name].nbytes:
+                    memory.to_host(self._pinned[name], self._buffers[name], stream)
+            self._unsettled = True
+            if to_host:
+                memory.synchronize(stream)
+                self._unsettled = False
+        except Exception as exc:  # TensorRT and CUDA bindings raise errors of every kind
+            self._unsettled = True
+            if isinstance(exc, EngineError):
+                raise EngineError(f"engine {self._name!r}: {exc}") from exc
+            raise EngineError(f"engine {self._name!r} failed: {one_line(exc)}") from exc
+        return {name: self._host[name].copy() for name in to_host}
+
+    def _settle(self, stream: int) -> None:
+        if self._unsettled:
+            self._session.memory.synchronize(stream)
+            self._unsettled = False
+
+    def _bind(self, there: Mapping[str, DeviceTensor]) -> None:
+        """Tell the library where every tensor is, where that has changed."""
+        for spec in self._inputs + self._outputs:
+            elsewhere = there.get(spec.name)
+            address = self._buffers[spec.name] if elsewhere is None else elsewhere.address
+            if self._bound.get(spec.name) != address:
+                self._bound.pop(spec.name, None)
+                if not self._execution.set_tensor_address(spec.name, address):
+                    raise EngineError(f"{self._api.library} refused the address of {spec.name!r}")
+                self._bound[spec.name] = address
+
+    def _enqueue(self, stream: int) -> None:
+        """Put the computation on the stream: as a graph, else as it is."""
+        memory = self._session.memory
+        place = tuple(self._bound[spec.name] for spec in self._inputs)
+        graph = self._graphs.get(place)
+        if graph is None and self._graphs_wanted and place in self._warm:
+            graph = self._capture(stream, place)
+        if graph is not None:
+            self._graphs.move_to_end(place)
+            memory.launch(graph, stream)
+            return
+        self._execute(stream)
+        if self._graphs_wanted:
+            if len(self._warm) == _MOST_PLACES:
+                self._warm.clear()
+            self._warm.add(place)
+
+    def _execute(self, stream: int) -> None:
+        with self._api.errors() as errors:
+            if not self._execution.execute_async_v3(stream):
+                reason = "; ".join(errors) or "it gave no reason"
+                raise EngineError(f"{self._api.library} failed: {reason}")
+
+    def _capture(self, stream: int, place: Addresses) -> Any:
+        """Capture the computation; none, and no graphs from now on, where that fails."""
+        memory = self._session.memory
+        graph: Any = None
+        try:
+            memory.begin_capture(stream)
+            failed: Optional[EngineError] = None
+            try:
+                self._execute(stream)
+            except EngineError as exc:
+                failed = exc
+            graph = memory.end_capture(stream)  # in any case: the stream would stay captured
+            if failed is not None:
+                raise failed
+        except EngineError as exc:
+            logger.info("engine %r runs without CUDA graphs: %s", self._name, exc)
+            self._graphs_wanted = False
+            if graph is not None:
+                memory.destroy_graph(graph)
+            return None
+        if len(self._graphs) == _MOST_GRAPHS:
+            memory.synchronize(stream)  # the oldest may be running
+            place_of_oldest, oldest = self._graphs.popitem(last=False)
+            self._warm.discard(place_of_oldest)
+            memory.destroy_graph(oldest)
+        self._graphs[place] = graph
+        return graph
+
+    # --- what it holds ---
+
+    @property
+    def _execution(self) -> Any:
+        if self._context is None:
+            raise AssertionError("a closed engine was run")
+        return self._context.execution
+
+    def _allocate(self) -> None:
+        with self._session.use():
+            for spec in self._inputs + self._outputs:
+                self._buffers[spec.name] = self._session.memory.allocate(spec.nbytes)
+
+    def _host_view(self, name: str) -> Array:
+        """Return a tensor's pinned memory; made when the tensor first crosses over."""
+        if name not in self._host:
+            spec = next(s for s in self._inputs + self._outputs if s.name == name)
+            self._pinned[name] = self._session.memory.pinned(spec.nbytes)
+            self._host[name] = self._pinned[name].view(np.dtype(spec.dtype)).reshape(spec.shape)
+        return self._host[name]
+
+    def close(self) -> None:
+        """Wait for the device, then free everything; safe to call again."""
+        with self._session.lock:
+            super().close()
+
+    def _free(self) -> None:
+        memory = self._session.memory
+        with self._session.use() as stream:
+            self._give_back(memory.synchronize, stream)
+            self._keep_cache()
+            for graph in self._graphs.values():
+                self._give_back(memory.destroy_graph, graph)
+            self._graphs.clear()
+            # In this order: the context before its engine, the engine before its runtime.
+            self._context = None
+            self._engine = None
+            self._runtime = None
+            self._host.clear()
+            for array in self._pinned.values():
+                self._give_back(memory.free_pinned, array)
+            self._pinned.clear()
+            for address in self._buffers.values():
+                self._give_back(memory.free, address)
+            self._buffers.clear()
+        self._session.leave()
+
+    def _give_back(self, free: Callable[[Any], None], what: Any) -> None:
+        """Free one thing; where the device fails, the rest must be freed all the same."""
+        try:
+            free(what)
+        except EngineError as exc:
+            logger.warning("engine %r: %s", self._name, exc)
+
+    def _keep_cache(self) -> None:
+        if self._save_cache is not None and self._context is not None and self._generation:
+            data = self._api.save_cache(self._context)
+            if data:
+                self._save_cache(data)
+
+
+def run_chain(
+    engines: Sequence[TensorRTEngine], inputs: Mapping[str, Array], outputs: Collection[str]
+) -> Dict[str, Array]:
+    """Run engines one after another; only ``inputs`` and ``outputs`` cross over.
+
+    Args:
+        engines: Engines of one backend, each once, in an order in which each finds its inputs.
+        inputs: Arrays by name.
+        outputs: Names of the tensors to return; arrays that the caller owns.
+
+    Raises:
+        TensorMismatchError: An input does not fit or is missing.
+        EngineError: An engine failed, or an output is computed by none of them.
+    """
+    wanted = set(outputs)
+    known: Dict[str, Given] = dict(inputs)
+    if not engines:
+        raise AssertionError("a chain of no engines")
+    with engines[0]._session.lock:  # another run between two engines would overwrite buffers
+        for engine in engines:
+            own = {spec.name: known[spec.name] for spec in engine.inputs if spec.name in known}
+            given = wanted.intersection(spec.name for spec in engine.outputs)
+            left = engine.run_device(own, to_host=sorted(given))
+            known.update(left)
+        missing = [name for name in outputs if not isinstance(known.get(name), np.ndarray)]
+    if missing:
+        raise EngineError(f"a chain of {len(engines)} engines does not give {sorted(missing)}")
+    return {name: array for name in outputs if isinstance(array := known[name], np.ndarray)}

@@ -1,0 +1,59 @@
+"""Builds a bundle's plans on this device, by the recipe of one of its targets."""
+
+from __future__ import annotations
+
+from typing import Callable, List, Optional, Tuple
+
+from engines.backend import open_backend
+from engines.bundle import Bundle
+from engines.bundle_plans import device_store, target_of
+from engines.plans import Plan
+from engines.tensorrt.backend import TensorRTOptions
+from engines.tensorrt.builder import BuildOptions
+
+__all__ = ["build_plans"]
+
+
+def build_plans(
+    bundle: Bundle,
+    *,
+    target: Optional[str] = None,
+    backend: Optional[str] = None,
+    compute_capabilities: Optional[Tuple[str, ...]] = None,
+    progress: Optional[Callable[[int, int], None]] = None,
+) -> List[Plan]:
+    """Build the plan of every segment into the device folder, or find it there.
+
+    Args:
+        bundle: An opened bundle.
+        target: Name of one of its targets; none where it has one only.
+        backend: Backend to build with instead of the target's own.
+        compute_capabilities: GPUs to build for, as ``sm86``; the target's by default.
+        progress: Called with (plans done, plans in all).
+
+    Raises:
+        IncompatibleError: No such target; the library, or the GPU that it builds for, is missing.
+        BuildError: A segment cannot be built.
+    """
+    _, recipe = target_of(bundle, target)
+    manifest = bundle.manifest
+    capabilities = recipe.compute_capabilities
+    if compute_capabilities is not None:
+        capabilities = compute_capabilities
+    store = device_store(bundle)
+    options = TensorRTOptions(
+        build=BuildOptions(
+            compute_capabilities=capabilities,
+            workspace_bytes=recipe.workspace_bytes,
+            timing_cache=store.folder / "timing.cache",
+        )
+    )
+    builder = open_backend(backend or recipe.backend, options)
+    weights = manifest.files[manifest.weights].sha256 if manifest.weights else ""
+    plans: List[Plan] = []
+    for segment in manifest.segments:
+        path = bundle.path(segment.file)
+        plans.append(store.build(builder, path, weights_sha256=weights))  # type: ignore[arg-type]
+        if progress is not None:
+            progress(len(plans), len(manifest.segments))
+    return plans
