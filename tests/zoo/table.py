@@ -14,7 +14,7 @@ HEADER = """\
 # Models that compile
 
 What `make test-zoo` found: architectures of torchvision and timm with random weights, each
-compiled with default options. For every model, every tensor of every frontier is compared with
+compiled with `--cuts all`. For every model, every tensor of every frontier is compared with
 PyTorch's own (see `calibration/parity.py` for how an error is measured; the tolerance for float32
 is 1e-4); then the bundle is opened anew and head and tail of a few cuts replay its parity
 vectors. This page is written by that command; do not edit it.
