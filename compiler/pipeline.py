@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -208,6 +209,7 @@ def compile_model(
     clock = _Clock()
     with clock("load"), progress("loading the model"):
         source = _source(model, options)
+        del model  # so that a caller who keeps no reference to it does not pay for it
         given = None if options.example is None else load_example(options.example)
         example, pixels = split_pixels(given, options.images)
     name = options.name or source.name
@@ -248,6 +250,7 @@ def compile_model(
             )
             prepared.drop_exact()
             del reference
+            gc.collect()  # programs refer to themselves: the model's weights go now
         bundle = _write(name, folder, prepared, found, expected, options, clock, progress, finish)
     return bundle, make_report(bundle, out, {s: clock.seconds.get(s, 0.0) for s in STAGES})
 
