@@ -104,11 +104,19 @@ def open_bundle_backend(
 ) -> Backend:
     """Return the backend to run a bundle on: with its plans, where the backend takes plans.
 
+    What TensorRT for RTX compiles when a plan first runs is kept in the device folder, so that the
+    next start need not compile it again.
+
     Raises:
         IncompatibleError: No such backend, or it cannot be used here.
     """
-    backend = open_backend(name, options)
-    return BundlePlans(bundle, backend) if name in PLANNED else backend  # type: ignore[arg-type]
+    if name not in PLANNED:
+        return open_backend(name, options)
+    from engines.tensorrt.backend import TensorRTOptions
+
+    cache = bundle.device_folder / "runtime-cache"
+    planned = TensorRTOptions(threads=options.threads, runtime_cache=cache)
+    return BundlePlans(bundle, open_backend(name, planned))  # type: ignore[arg-type]
 
 
 def _of_this_file(

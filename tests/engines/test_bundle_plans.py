@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from engines.backend import open_backend
+from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle, file_entries, new_bundle
 from engines.bundle_plans import BundlePlans, device_store, open_bundle_backend, target_of
 from engines.errors import DigestError, IncompatibleError
@@ -16,6 +16,7 @@ from engines.fingerprint import Fingerprint
 from engines.manifest import Target
 from engines.plans import BuiltPlan, PlanStore
 from engines.program import Program
+from engines.tensorrt.backend import TensorRTOptions
 from tests.toy import toy_outputs, write_toy_bundle
 
 
@@ -136,6 +137,22 @@ def test_targets_by_name(bundle: Bundle, toy: Bundle) -> None:
         target_of(bundle, "jetson")
     with pytest.raises(IncompatibleError, match="none"):
         target_of(toy, None)
+
+
+def test_what_rtx_compiles_is_kept_in_the_device_folder(
+    toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+
+    def fake_open(name: str, options: object) -> FakeGpu:
+        opened.append(options)
+        return FakeGpu()
+
+    monkeypatch.setattr("engines.bundle_plans.open_backend", fake_open)
+    open_bundle_backend(toy, "tensorrt-rtx", BackendOptions(threads=3))
+    assert opened == [
+        TensorRTOptions(threads=3, runtime_cache=toy.device_folder / "runtime-cache")
+    ]
 
 
 def test_other_backends_are_opened_as_they_are(toy: Bundle) -> None:
