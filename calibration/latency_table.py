@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Optional, Tuple
 
@@ -14,6 +11,7 @@ import msgspec
 
 from engines.bundle import Bundle
 from engines.errors import SplitError
+from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
 
 __all__ = ["LatencyTable", "Timing", "load_table", "read_table", "store_table", "table_path"]
@@ -73,16 +71,7 @@ def store_table(bundle: Bundle, table: LatencyTable) -> Path:
     """
     path = table_path(bundle, table.fingerprint)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".latency-", dir=str(path.parent))
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(table), indent=1))
-            os.replace(temporary, str(path))
-        except OSError:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
+        write_at_once(path, msgspec.json.format(msgspec.json.encode(table), indent=1))
     except OSError as exc:
         raise SplitError(f"{path}: latency table cannot be written: {exc.strerror}") from exc
     return path

@@ -64,7 +64,6 @@ class BundlePlans:
         for target in bundle.manifest.targets.values():
             if target.backend == backend.name and target.plans is not None:
                 stores.append(PlanStore(bundle.folder / target.plans))
-        self._stores = stores
         self._headers = [(store, header) for store in stores for header in store.headers()]
 
     def build(self, onnx_path: Path) -> bytes:

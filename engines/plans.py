@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 import threading
 from pathlib import Path
 from typing import Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
@@ -25,6 +23,7 @@ import msgspec
 from engines.backend import Engine
 from engines.bundle import sha256_file
 from engines.errors import DigestError, EngineError, IncompatibleError
+from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
 from engines.tensors import TensorSpec
 
@@ -346,12 +345,11 @@ class PlanStore:
 
     def _write(self, header: PlanHeader, data: bytes) -> None:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / header.file
             # A header of an older, damaged plan must not vouch for the new one.
             _remove(path.with_suffix(".json"))
-            _write_at_once(path, data)
-            _write_at_once(path.with_suffix(".json"), msgspec.json.encode(header) + b"\n")
+            write_at_once(path, data)
+            write_at_once(path.with_suffix(".json"), msgspec.json.encode(header) + b"\n")
         except OSError as exc:
             raise EngineError(f"{self.folder}: no plan can be written: {exc.strerror}") from exc
 
@@ -398,21 +396,6 @@ def _weights_digest(path: Path) -> str:
         if stamp not in _digests:
             _digests[stamp] = sha256_file(path)
         return _digests[stamp]
-
-
-def _write_at_once(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files for their owner alone; a server may run as somebody else.
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        _remove(Path(temporary))
-        raise
 
 
 def _remove(path: Path) -> None:

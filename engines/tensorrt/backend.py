@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Callable, Dict, Optional, Tuple
 
 from engines.backend import BackendOptions
 from engines.errors import BuildError, EngineError, IncompatibleError
+from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
 from engines.plans import CAPABILITY, TARGETS, BuiltPlan
 from engines.tensorrt.api import Api, Context, Progress, find_api, one_line, platform_name
@@ -230,17 +229,10 @@ class TensorRTBackend:
             return None
 
         def write(data: bytes) -> None:
-            temporary: Any = None
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                handle, temporary = tempfile.mkstemp(dir=folder, prefix=".cache.")
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
-                os.replace(temporary, folder / f"{digest[:32]}.cache")
+                write_at_once(folder / f"{digest[:32]}.cache", data)
             except OSError as exc:
                 logger.info("runtime cache in %s was not written: %s", folder, exc.strerror)
-                if temporary is not None and Path(temporary).exists():
-                    Path(temporary).unlink()
 
         return write
 

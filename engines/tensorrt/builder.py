@@ -8,8 +8,6 @@ types demand are set.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import msgspec
 
 from engines.errors import BuildError
+from engines.files import write_at_once
 from engines.plans import BuiltPlan
 from engines.tensorrt.api import Api, IoTensor, Progress, one_line
 
@@ -187,11 +186,7 @@ def _read(path: Path) -> bytes:
 
 def _write(path: Path, data: bytes) -> None:
     """Replace the timing cache at once, so that a build that is cut off leaves the old one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
+        write_at_once(path, data)
     except OSError as exc:
-        Path(temporary).unlink()
         logger.info("timing cache %s was not written: %s", path, exc.strerror)

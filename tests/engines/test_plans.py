@@ -289,7 +289,7 @@ def test_a_write_that_is_cut_off_leaves_no_plan(
             raise KeyboardInterrupt
         replace(source, target)
 
-    monkeypatch.setattr("engines.plans.os.replace", sometimes)
+    monkeypatch.setattr("engines.files.os.replace", sometimes)
     with pytest.raises(KeyboardInterrupt):
         store.build(builder, onnx)
     assert store.headers() == []
