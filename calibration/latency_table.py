@@ -9,6 +9,7 @@ from typing import Optional, Tuple
 
 import msgspec
 
+from calibration.records import read_record
 from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.files import write_at_once
@@ -83,12 +84,7 @@ def read_table(path: Path) -> LatencyTable:
     Raises:
         SplitError: It cannot be read, or is not one.
     """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=LatencyTable)
-    except OSError as exc:
-        raise SplitError(f"{path}: {exc.strerror}; expected a latency table") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise SplitError(f"{path}: not a latency table: {exc}") from exc
+    return read_record(path, LatencyTable, "a latency table")
 
 
 def load_table(bundle: Bundle, fingerprint: Fingerprint) -> Optional[LatencyTable]:

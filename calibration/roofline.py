@@ -19,6 +19,7 @@ from typing import Dict, List, Optional
 import msgspec
 
 from calibration.energy import StatePower
+from calibration.records import read_record
 from engines.errors import SplitError
 
 __all__ = ["DEVICES", "Device", "device_names", "operator_s", "preset"]
@@ -84,12 +85,7 @@ def preset(name: str) -> Device:
         raise SplitError(
             f"device {name!r}: expected one of {', '.join(device_names())}, or a .json file"
         )
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Device)
-    except OSError as exc:
-        raise SplitError(f"{path}: {exc.strerror}; expected a device file") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise SplitError(f"{path}: not a device file: {exc}") from exc
+    return read_record(path, Device, "a device file")
 
 
 def operator_s(device: Device, *, flops: int, moved_bytes: int, precision: str = "fp32") -> float:

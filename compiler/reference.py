@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from compiler.images import ImageSpec
 from compiler.quiet import one_line
+from compiler.whole import plain_session
 from engines.errors import EmitError
 from engines.tensors import Array
 
@@ -193,17 +194,10 @@ def onnx_call(path: Path, output_names: Sequence[str]) -> Call:
     Raises:
         EmitError: From the call: ONNX Runtime refuses the file.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # fatal only: the error is raised as well
 
     def call(inputs: Sequence[Array]) -> Sequence[Array]:
         try:
-            session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
+            session = plain_session(str(path))
             known = {tensor.name for tensor in session.get_overridable_initializers()}
             names = [i.name for i in session.get_inputs() if i.name not in known]
             values = session.run(list(output_names), dict(zip(names, inputs, strict=True)))

@@ -15,7 +15,7 @@ from compiler.quiet import one_line
 from engines.errors import EmitError
 from engines.tensors import DTYPES, Array, TensorSpec
 
-__all__ = ["measure_values", "run_whole"]
+__all__ = ["measure_values", "plain_session", "run_whole"]
 
 _FATAL_ONLY = 4
 """ONNX Runtime severity: what it would log as an error is raised as well."""
@@ -40,20 +40,29 @@ def run_whole(
     known = {value.name for value in shown.graph.output}
     # ONNX Runtime infers the type of an output that has none.
     shown.graph.output.extend(ValueInfoProto(name=n) for n in names if n not in known)
-    options: Any = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = _FATAL_ONLY
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
     try:
-        session = onnxruntime.InferenceSession(
-            shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = plain_session(shown.SerializeToString(), folder)
         values = session.run(list(names), dict(inputs))
     except Exception as exc:  # ONNX Runtime has no common base class for its errors
         raise EmitError(f"ONNX Runtime cannot run the exported graph: {one_line(exc)}") from exc
     return {name: np.asarray(value) for name, value in zip(names, values)}
+
+
+def plain_session(model: str | bytes, folder: Path | None = None) -> Any:
+    """Open a model in ONNX Runtime as it is written: its optimiser off.
+
+    Args:
+        model: Path of the file, or its bytes.
+        folder: Where its weights file lies; by default beside the file.
+    """
+    options: Any = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = _FATAL_ONLY
+    if folder is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def measure_values(
