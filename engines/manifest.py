@@ -12,6 +12,7 @@ from typing import Dict, List, Optional, Tuple
 import msgspec
 
 from engines.errors import ManifestError
+from engines.stripes import Striping
 from engines.tensors import TensorSpec
 
 __all__ = [
@@ -202,6 +203,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         estimates: Times that the cuts were chosen by, for ``robot`` and ``server``.
         targets: Engines that the bundle is for, beside ONNX Runtime, by name.
         parity: Parity vectors.
+        striping: The striped forms of the segments; none where nothing can be striped.
         files: Every file of the bundle but the manifest itself, by path.
     """
 
@@ -224,6 +226,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     targets: Dict[str, Target]
     parity: Parity
     files: Dict[str, FileEntry]
+    striping: Optional[Striping] = None
 
     def __post_init__(self) -> None:
         for complaint in _complaints(self):
@@ -294,6 +297,7 @@ def _complaints(manifest: Manifest) -> List[str]:
     named += [manifest.weights] if manifest.weights else []
     named += [s.file for s in manifest.segments]
     named += [f for c in manifest.cuts for f in (c.head, c.tail) if f is not None]
+    named += [] if manifest.striping is None else manifest.striping.files()
     wrong += [f"file {path!r} has no digest" for path in named if path not in manifest.files]
     for side, estimate in manifest.estimates.items():
         if len(estimate.segments_s) != len(manifest.segments):
