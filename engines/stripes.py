@@ -138,6 +138,9 @@ class StripedCut(msgspec.Struct, frozen=True, kw_only=True):
             where the halo leaves nothing to divide.
         rest: For a stripe that is the last.
         entry_least: Smallest bound of these two.
+        extra: For each segment of the head, ascending, the rows that ``entry`` and ``rest``
+            compute beyond those of a stripe between the same bounds: the mean of its operators,
+            weighted by their operations, in rows of the base.
     """
 
     cut: int
@@ -149,6 +152,7 @@ class StripedCut(msgspec.Struct, frozen=True, kw_only=True):
     entry: Optional[str] = None
     rest: Optional[str] = None
     entry_least: int = 0
+    extra: Tuple[float, ...] = ()
 
 
 class RowSplit(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,6 +175,9 @@ class RowSplit(msgspec.Struct, frozen=True, kw_only=True):
         starts: Rows of each tensor of the frontier, in its own rows, above its place at the bound
             (bound * num / den) from which ``bottom`` takes it.
         carries: What ``top`` hands to ``last``.
+        mean_lag: Rows of the base that ``top`` leaves to compute above the bound: the mean of the
+            operators, weighted by their operations.
+        mean_extra: Rows of the base that ``bottom`` computes above the bound, likewise.
     """
 
     cut: int
@@ -186,6 +193,8 @@ class RowSplit(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Dict[str, RowsOf]
     starts: Dict[str, int]
     carries: Tuple[Carry, ...]
+    mean_lag: float
+    mean_extra: float
 
     def start(self, tensor: str, bound: int) -> int:
         """Return the first row of a frontier's tensor that ``bottom`` takes."""
