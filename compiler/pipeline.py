@@ -38,12 +38,17 @@ if TYPE_CHECKING:
     from compiler.cuts import Boundaries
     from compiler.graph import ValueGraph
     from compiler.proof import Expected
+    from compiler.stripes.emit import Streams
     from engines.manifest import Manifest
+    from engines.stripes import Striping
 
 __all__ = ["PRECISIONS", "CompileOptions", "Progress", "compile_model"]
 
 logger = logging.getLogger(__name__)
 
+
+STRIPES = ("auto", "none")
+"""Whether a bundle gets striped forms: wherever they can be had, or nowhere."""
 
 PRECISIONS = ("fp32", "fp16")
 """What a model can be converted to; ``fp32`` is the model as it is given."""
@@ -90,6 +95,7 @@ class CompileOptions:
         precision: One of :data:`PRECISIONS`: ``fp32`` leaves the model as it is, ``fp16``
             converts it to float16 between its inputs and outputs.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
+        stripes: One of :data:`STRIPES`.
     """
 
     inputs: tuple[InputSpec, ...] = ()
@@ -110,6 +116,7 @@ class CompileOptions:
     workspace: int | None = None
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
+    stripes: str = "auto"
 
     def __post_init__(self) -> None:
         _ = self.cut_options  # checks them
@@ -124,6 +131,10 @@ class CompileOptions:
         if self.precision not in PRECISIONS:
             raise TraceError(
                 f"--precision: expected one of {', '.join(PRECISIONS)}, given {self.precision!r}"
+            )
+        if self.stripes not in STRIPES:
+            raise TraceError(
+                f"--stripes: expected one of {', '.join(STRIPES)}, given {self.stripes!r}"
             )
         if self.fp32 and self.precision != "fp16":
             raise TraceError("--fp32: expected with --precision fp16, given without it")
@@ -264,12 +275,15 @@ class _Found:
     estimates: dict[str, Estimate]
     power: StatePower
     inputs: dict[str, Array]
+    streams: Streams | None
 
 
 def _find(
     prepared: Prepared, options: CompileOptions, advance: Callable[[int, int], None]
 ) -> _Found:
     from compiler import assemble, costs, cuts, graph, selection, whole
+    from compiler.stripes.emit import find_streams
+    from compiler.stripes.proposals import striped_proposers
 
     inputs = assemble.parity_inputs(prepared, options.seed)
     other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
@@ -289,7 +303,13 @@ def _find(
         for side in (options.robot, options.server)
     )
     setting = selection.Setting(value_graph, robot, server, options.cut_options)
-    candidates = selection.choose(setting)
+    streams: Streams | None = None
+    proposers = selection.PROPOSERS
+    if options.stripes != "none":
+        images = {image.name: image.image_layout for image in prepared.images}
+        streams = find_streams(prepared.model, value_graph, images)
+        proposers = (*proposers, *striped_proposers(streams, prepared.model))
+    candidates = selection.choose(setting, proposers)
     boundaries = cuts.find_cuts(
         value_graph,
         candidates,
@@ -304,7 +324,7 @@ def _find(
         )
         for name, side in (("robot", robot), ("server", server))
     }
-    return _Found(value_graph, boundaries, estimates, robot.power, inputs)
+    return _Found(value_graph, boundaries, estimates, robot.power, inputs, streams)
 
 
 def _write(
@@ -319,11 +339,23 @@ def _write(
     finish: Callable[[Manifest], Bundle],
 ) -> Bundle:
     from compiler import assemble, proof, rounding, segments
+    from compiler.stripes.emit import write_stripes
 
     with clock("emit"), progress("writing segments") as advance:
         emitted = segments.emit(
             folder, prepared.model, found.graph, found.boundaries, progress=advance
         )
+    striping: Striping | None = None
+    if found.streams is not None:
+        with clock("emit"), progress("writing stripes") as advance:
+            striping = write_stripes(
+                folder,
+                prepared.model,
+                found.graph,
+                found.boundaries,
+                found.streams,
+                progress=advance,
+            )
     with clock("proof"), progress("proving segments") as advance:
         proof.write_parity(folder, expected)
         draft = assemble.draft(
@@ -336,6 +368,7 @@ def _write(
             found.graph.values,
             expected,
             options.seed,
+            striping,
         )
         error = 0.0
         if prepared.exact is not None:
