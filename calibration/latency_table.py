@@ -10,6 +10,7 @@ from typing import Optional, Tuple
 import msgspec
 
 from calibration.records import read_record
+from calibration.segment_times import SHARES, SegmentTimes
 from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.files import write_at_once
@@ -40,6 +41,9 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
         runs: Timed runs of each segment.
         segments: One timing a segment, in order, each run within its chain.
         whole: The whole model in one fused engine.
+        striped: For each segment, one stripe of it at each of ``SHARES``; empty where it has no
+            striped form or was not timed as stripes, and as a whole where nothing was.
+        row_splits: Likewise for each row split of the bundle.
     """
 
     bundle: str
@@ -47,6 +51,16 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
     runs: int
     segments: Tuple[Timing, ...]
     whole: Timing
+    striped: Tuple[Tuple[Timing, ...], ...] = ()
+    row_splits: Tuple[Tuple[Timing, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.striped and len(self.striped) != len(self.segments):
+            raise ValueError(
+                f"expected stripes of {len(self.segments)} segments, given {len(self.striped)}"
+            )
+        if any(points and len(points) != len(SHARES) for points in self.striped + self.row_splits):
+            raise ValueError(f"expected {len(SHARES)} timings of stripes, or none")
 
     @property
     def fused_ratio(self) -> float:
@@ -57,6 +71,18 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
         """
         chain = sum(segment.p50_s for segment in self.segments)
         return min(1.0, self.whole.p50_s / chain) if chain > 0 else 1.0
+
+    def times(self) -> SegmentTimes:
+        """Return the expected times: medians, those of whole segments as if fused.
+
+        Stripes run segment by segment, so theirs are as measured.
+        """
+        ratio = self.fused_ratio
+        return SegmentTimes(
+            segments_s=tuple(segment.p50_s * ratio for segment in self.segments),
+            striped_s=tuple(tuple(t.p50_s for t in points) for points in self.striped),
+            row_splits_s=tuple(tuple(t.p50_s for t in points) for points in self.row_splits),
+        )
 
 
 def table_path(bundle: Bundle, fingerprint: Fingerprint) -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import numpy as np
 import onnxruntime
@@ -16,9 +16,10 @@ import onnxruntime
 from engines.backend import BackendOptions, CheckedEngine
 from engines.errors import BuildError, EngineError
 from engines.fingerprint import Fingerprint, device_name
+from engines.rows import RowsEngine, RowsSpec
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["OrtBackend", "OrtEngine"]
+__all__ = ["OrtBackend", "OrtEngine", "OrtRowsEngine"]
 
 _DTYPE_OF_ORT = {
     "tensor(bool)": "bool",
@@ -53,11 +54,26 @@ class OrtEngine(CheckedEngine):
         self._output_names = [spec.name for spec in self._outputs]
 
     def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
-        try:
-            values = self._session.run(self._output_names, inputs)
-        except Exception as exc:  # ONNX Runtime has no common base class for its errors
-            raise EngineError(f"ONNX Runtime failed in {self._name!r}: {_one_line(exc)}") from exc
-        return {name: np.asarray(v) for name, v in zip(self._output_names, values)}
+        return _run(self._name, self._session, self._output_names, inputs)
+
+    def _free(self) -> None:
+        self._session = None
+
+
+class OrtRowsEngine(RowsEngine):
+    """One ONNX Runtime session of dynamic height."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        super().__init__(
+            name,
+            [_rows_spec(value) for value in session.get_inputs()],
+            [_rows_spec(value) for value in session.get_outputs()],
+        )
+        self._session = session
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
+        return _run(self._name, self._session, self._output_names, inputs)
 
     def _free(self) -> None:
         self._session = None
@@ -84,16 +100,7 @@ class OrtBackend:
     def load(self, plan: bytes, *, folder: Path) -> OrtEngine:
         """Open a session on ``plan``; external weights are looked up in ``folder``."""
         file = self._files.get(hashlib.sha256(plan).digest())
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _LOG_FATAL_ONLY
-        if self._options.threads:
-            options.intra_op_num_threads = self._options.threads
-        # Idle sessions that spin take the cores from the session that runs: with a chain of
-        # segments, each with its own pool, two threads are then far slower than one.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # DequantizeLinear before MatMul becomes one MatMulNBits, which by default rounds its other
-        # input to 8 bits: errors of 0.05 to 0.3 were measured. 1 computes in float32.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        options = self._session_options()
         source: "bytes | str" = plan
         if file is not None and file.parent == folder:
             # ONNX Runtime 1.19, the newest on Python 3.8, finds weights beside a file only.
@@ -102,14 +109,14 @@ class OrtBackend:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", str(folder)
             )
-        try:
-            session = onnxruntime.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as exc:  # ONNX Runtime has no common base class for its errors
-            raise EngineError(f"ONNX Runtime refused a plan: {_one_line(exc)}") from exc
+        session = _open(source, options)
         names = ",".join(value.name for value in session.get_outputs())
         return OrtEngine(f"ort:{names[:60]}", session)
+
+    def load_rows(self, onnx_path: Path) -> OrtRowsEngine:
+        """Open a session on a striped form, whose row axis has a symbolic extent."""
+        session = _open(str(onnx_path), self._session_options())
+        return OrtRowsEngine(f"ort:{onnx_path.stem}", session)
 
     def fingerprint(self) -> Fingerprint:
         """Device, version and thread count: what ONNX Runtime's times depend on."""
@@ -122,6 +129,36 @@ class OrtBackend:
             },
         )
 
+    def _session_options(self) -> Any:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _LOG_FATAL_ONLY
+        if self._options.threads:
+            options.intra_op_num_threads = self._options.threads
+        # Idle sessions that spin take the cores from the session that runs: with a chain of
+        # segments, each with its own pool, two threads are then far slower than one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # DequantizeLinear before MatMul becomes one MatMulNBits, which by default rounds its other
+        # input to 8 bits: errors of 0.05 to 0.3 were measured. 1 computes in float32.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        return options
+
+
+def _open(source: "bytes | str", options: Any) -> Any:
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # ONNX Runtime has no common base class for its errors
+        raise EngineError(f"ONNX Runtime refused a plan: {_one_line(exc)}") from exc
+
+
+def _run(
+    name: str, session: Any, outputs: List[str], inputs: Dict[str, Array]
+) -> Dict[str, Array]:
+    try:
+        values = session.run(outputs, inputs)
+    except Exception as exc:  # ONNX Runtime has no common base class for its errors
+        raise EngineError(f"ONNX Runtime failed in {name!r}: {_one_line(exc)}") from exc
+    return {output: np.asarray(value) for output, value in zip(outputs, values)}
+
 
 def _spec(value: Any) -> TensorSpec:
     dtype = _DTYPE_OF_ORT.get(value.type)
@@ -132,6 +169,17 @@ def _spec(value: Any) -> TensorSpec:
             f"{value.shape}; compile the model with --input to fix its shapes"
         )
     return TensorSpec(value.name, dtype, tuple(value.shape))
+
+
+def _rows_spec(value: Any) -> RowsSpec:
+    dtype = _DTYPE_OF_ORT.get(value.type)
+    shape = tuple(extent if isinstance(extent, int) else None for extent in value.shape)
+    if dtype is None or shape.count(None) > 1:
+        raise EngineError(
+            f"{value.name!r}: expected a tensor of fixed shape but for its rows, given "
+            f"{value.type} {value.shape}; compile the model again"
+        )
+    return RowsSpec(value.name, dtype, shape)
 
 
 def _one_line(exc: Exception) -> str:

@@ -11,13 +11,13 @@ from typing import Tuple, Union
 import msgspec
 
 from engines.manifest import Manifest
-from engines.stripes import MAX_STRIPES, Striping
+from engines.stripes import MAX_STRIPES, StripedCut, Striping
 from engines.tensors import TensorSpec
 
 __all__ = ["Plan", "RowPlan", "StripePlan", "mode_of", "raw_span", "returned", "sent", "trouble"]
 
 
-class StripePlan(msgspec.Struct, frozen=True, kw_only=True):
+class StripePlan(msgspec.Struct, frozen=True, kw_only=True, tag="stripes"):
     """How one inference is streamed.
 
     The robot runs the head of ``cut`` stripe by stripe and sends each stripe of the frontier; the
@@ -57,7 +57,7 @@ class StripePlan(msgspec.Struct, frozen=True, kw_only=True):
         return (*range(self.robot, self.stripes), *range(self.robot))
 
 
-class RowPlan(msgspec.Struct, frozen=True, kw_only=True):
+class RowPlan(msgspec.Struct, frozen=True, kw_only=True, tag="rows"):
     """How one inference is divided by rows of its outputs.
 
     Attributes:
@@ -163,10 +163,16 @@ def _stripe_trouble(plan: StripePlan, manifest: Manifest, striping: Striping) ->
     if cuts[plan.cut].refused:
         return f"cut {plan.cut} may not be used: {cuts[plan.cut].refused}"
     wrong = _bounds_trouble(plan, striping, behind)
-    if wrong or not plan.two_sided:
-        return wrong
+    return wrong or (_raw_trouble(plan, manifest, cut) if plan.two_sided else "")
+
+
+def _raw_trouble(plan: StripePlan, manifest: Manifest, cut: StripedCut) -> str:
+    cuts = manifest.cuts
     if cuts[0].refused:
         return f"raw rows may not be sent: {cuts[0].refused}"
+    kept = {spec.name for spec in manifest.outputs}.difference(cuts[plan.cut].results)
+    if kept:
+        return f"cut {plan.cut} keeps rows of {sorted(kept)} on the robot, which needs them all"
     if cut.entry is None or cut.rest is None:
         return f"the head of cut {plan.cut} cannot be divided"
     if plan.bounds[plan.robot - 1] < cut.entry_least:

@@ -12,6 +12,7 @@ from calibration.energy import StatePower
 from calibration.predictor import CutCosts, Prediction, predict
 from engines.errors import ManifestError
 from engines.manifest import Manifest
+from engines.stripe_plans import Plan
 from runtime.estimator import LinkEstimate
 
 __all__ = ["SELECTORS", "Decision", "Selector", "Situation", "open_selector"]
@@ -42,11 +43,13 @@ class Decision:
         cut: Index of the cut; the last runs all of it on the robot.
         reason: Why, in a few words.
         prediction: What it is expected to take; none where it cannot be predicted.
+        plan: How the inference is striped; none for a serial cut.
     """
 
     cut: int
     reason: str
     prediction: Optional[Prediction]
+    plan: Optional[Plan] = None
 
 
 class Selector(Protocol):

@@ -7,11 +7,13 @@ from typing import Callable, Optional
 
 from calibration.latency_table import LatencyTable, load_table, store_table
 from calibration.measure import measure_latency
+from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
+from engines.manifest import Manifest
 from engines.program import Program
 from runtime.wire import Table
 
-__all__ = ["table_for", "wire_table"]
+__all__ = ["table_for", "times_of", "wire_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,24 @@ def table_for(
 
 
 def wire_table(table: LatencyTable) -> Table:
-    """Return what a peer needs of a table: expected seconds of each segment, halves fused."""
-    ratio = table.fused_ratio
+    """Return what a peer needs of a table: expected seconds of segments and of their stripes."""
+    times = table.times()
     return Table(
-        segments_s=tuple(segment.p50_s * ratio for segment in table.segments),
+        segments_s=times.segments_s,
         device=str(table.fingerprint),
+        striped_s=times.striped_s,
+        row_splits_s=times.row_splits_s,
     )
+
+
+def times_of(table: Table, manifest: Manifest) -> Optional[SegmentTimes]:
+    """Return the times that a table says, what was not measured of stripes estimated.
+
+    None where the table is not of this bundle: another number of segments or row splits.
+    """
+    striping = manifest.striping
+    splits = 0 if striping is None else len(striping.row_splits)
+    if len(table.segments_s) != len(manifest.segments) or len(table.row_splits_s) > splits:
+        return None
+    times = SegmentTimes(table.segments_s, table.striped_s, table.row_splits_s)
+    return estimated_times(manifest, times)

@@ -30,6 +30,7 @@ from typing import Dict, Generic, Optional, Tuple, Type, TypeVar
 
 import msgspec
 
+from calibration.segment_times import SHARES
 from engines.errors import LocalProtocolError, RemoteProtocolError
 
 __all__ = [
@@ -112,14 +113,35 @@ def _check_seconds(*times_s: float) -> None:
             raise ValueError(f"expected seconds from 0 to {_LONGEST_S:.0f}, given {seconds}")
 
 
-class Table(msgspec.Struct, frozen=True):
-    """A device's latency table on the wire: medians in seconds."""
+class Table(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A device's latency table on the wire: medians in seconds.
+
+    Attributes:
+        segments_s: Of each segment as a whole.
+        device: Name of the device, for logs.
+        striped_s: For each segment, of one stripe at each of ``SHARES``; empty where it has none,
+            and as a whole where none was timed.
+        row_splits_s: Likewise for each row split.
+    """
 
     segments_s: Tuple[float, ...]
     device: str = ""
+    striped_s: Tuple[Tuple[float, ...], ...] = ()
+    row_splits_s: Tuple[Tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _check_seconds(*self.segments_s)
+        if len(self.striped_s) not in (0, len(self.segments_s)):
+            raise ValueError(
+                f"expected stripes of {len(self.segments_s)} segments, given {len(self.striped_s)}"
+            )
+        # A row split belongs to a cut, and a peer has no more use for splits than for segments.
+        if len(self.row_splits_s) > len(self.segments_s):
+            raise ValueError(f"{len(self.row_splits_s)} row splits, at most one a segment")
+        for points in self.striped_s + self.row_splits_s:
+            if len(points) not in (0, len(SHARES)):
+                raise ValueError(f"expected {len(SHARES)} times of stripes, given {len(points)}")
+            _check_seconds(*points)
 
 
 class Hello(msgspec.Struct, frozen=True):

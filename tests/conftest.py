@@ -12,6 +12,7 @@ import pytest
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.program import Program
+from tests.striped_toy import write_striped_bundle
 from tests.toy import toy_outputs, write_toy_bundle
 
 # Examples are the same in every run, and nothing is measured against a clock.
@@ -25,6 +26,19 @@ hypothesis.settings.load_profile("splitrt")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Give the toy bundle. Not to be changed: take ``toy_copy`` for that."""
     return write_toy_bundle(tmp_path_factory.mktemp("toy") / "toy.bundle")
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give a bundle with striped forms, its outputs as spatial as its input."""
+    return write_striped_bundle(tmp_path_factory.mktemp("dense") / "dense.bundle")
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Give a bundle with striped forms that ends in a classifier."""
+    folder = tmp_path_factory.mktemp("classes") / "classes.bundle"
+    return write_striped_bundle(folder, dense=False)
 
 
 @pytest.fixture

@@ -148,3 +148,31 @@ def test_the_fused_ratio_is_at_most_one(bundle: Bundle, case: _Ratio) -> None:
         whole=Timing(case.whole, case.whole),
     )
     assert table.fused_ratio == pytest.approx(case.ratio)
+
+
+def test_a_table_keeps_its_stripes(bundle: Bundle) -> None:
+    points = tuple(Timing(0.001 * (i + 1), 0.1) for i in range(5))
+    table = msgspec.structs.replace(
+        _table(bundle), striped=(points, *((),) * 6), row_splits=(points,)
+    )
+    store_table(bundle, table)
+    assert load_table(bundle, HERE) == table
+    times = table.times()
+    assert times.segments_s[0] == pytest.approx(0.01 * table.fused_ratio)
+    assert times.striped_s[0] == times.row_splits_s[0] == (0.001, 0.002, 0.003, 0.004, 0.005)
+
+
+def test_a_table_without_stripes_can_be_read(bundle: Bundle) -> None:
+    path = store_table(bundle, _table(bundle))
+    record = json.loads(path.read_bytes())
+    del record["striped"], record["row_splits"]
+    path.write_text(json.dumps(record))
+    assert load_table(bundle, HERE) == _table(bundle)
+
+
+@pytest.mark.parametrize("striped", [((),), ((Timing(1.0, 1.0),), *((),) * 6)])
+def test_stripes_that_do_not_fit_the_table_are_refused(
+    bundle: Bundle, striped: tuple[tuple[Timing, ...], ...]
+) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        msgspec.structs.replace(_table(bundle), striped=striped)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from calibration.latency_table import LatencyTable, Timing, load_table, store_table
@@ -10,7 +11,8 @@ from engines.bundle import Bundle
 from engines.fingerprint import Fingerprint
 from engines.program import Program
 from runtime import tables
-from runtime.tables import table_for, wire_table
+from runtime.tables import table_for, times_of, wire_table
+from runtime.wire import Table
 
 
 @pytest.fixture
@@ -57,3 +59,22 @@ def test_on_the_wire_times_are_medians_scaled_to_the_fused_whole(loaded: Program
     assert table.segments_s == (0.125,) * 7
     assert table.device == str(loaded.backend.fingerprint())
     assert Fingerprint("ort", {}).backend in table.device
+
+
+def test_times_of_stripes_cross_the_wire_as_measured(loaded: Program) -> None:
+    stripes = tuple(Timing(0.25 * (i + 1), 1.0) for i in range(5))
+    measured = msgspec.structs.replace(
+        _table(loaded), striped=(stripes, *((),) * 6), row_splits=((), stripes)
+    )
+    table = wire_table(measured)
+    assert table.segments_s == (0.125,) * 7, "only whole segments are fused"
+    assert table.striped_s == ((0.25, 0.5, 0.75, 1.0, 1.25), *((),) * 6)
+    assert table.row_splits_s == ((), (0.25, 0.5, 0.75, 1.0, 1.25))
+
+
+def test_a_table_of_another_bundle_says_nothing(toy: Bundle) -> None:
+    assert times_of(Table((0.5,) * 6), toy.manifest) is None
+    assert times_of(Table((0.5,) * 7, row_splits_s=((),)), toy.manifest) is None
+    times = times_of(Table((0.5,) * 7), toy.manifest)
+    assert times is not None
+    assert times.segments_s == (0.5,) * 7

@@ -325,6 +325,24 @@ class TestMetadata:
         with pytest.raises(RemoteProtocolError, match="expected seconds"):
             decode_meta(Header(kind, meta_bytes=len(data)), data)
 
+    @pytest.mark.parametrize(
+        "stripes",
+        [
+            {"striped_s": [[0.1] * 5]},
+            {"striped_s": [[0.1] * 4, []]},
+            {"striped_s": [[0.1] * 4 + [-1.0], []]},
+            {"striped_s": [[0.1] * 4 + [float("nan")], []]},
+            {"row_splits_s": [[0.1] * 6]},
+            {"row_splits_s": [[float("inf")] * 5]},
+            {"row_splits_s": [[]] * 3},
+        ],
+    )
+    def test_a_table_of_impossible_stripes_is_refused(self, stripes: dict[str, Any]) -> None:
+        table = {"segments_s": [0.1, 0.2], "device": "", **stripes}
+        data = msgspec.msgpack.encode({"bundle": "", "software": "", "table": table})
+        with pytest.raises(RemoteProtocolError, match="malformed metadata"):
+            decode_meta(Header(Kind.HELLO, meta_bytes=len(data)), data)
+
     @pytest.mark.parametrize("kind", [k for k in Kind if MAX_META[k]])
     @pytest.mark.parametrize(
         "data",
@@ -368,7 +386,16 @@ class TestEncodeRefusesWhatAPeerWould:
 
 PARTS = st.lists(st.builds(Part, st.integers(0, 255), st.integers(0, 2**20)), max_size=5)
 TIMES = st.floats(0, 1e6)
-TABLES = st.none() | st.builds(Table, st.lists(TIMES, max_size=5).map(tuple), st.text())
+POINTS = st.just(()) | st.tuples(TIMES, TIMES, TIMES, TIMES, TIMES)
+TABLES = st.none() | st.lists(TIMES, max_size=5).flatmap(
+    lambda times: st.builds(
+        Table,
+        st.just(tuple(times)),
+        st.text(),
+        st.just(()) | st.tuples(*[POINTS] * len(times)),
+        st.lists(POINTS, max_size=len(times)).map(tuple),
+    )
+)
 METAS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.HELLO: st.builds(Hello, st.text(), st.text(), TABLES),
     Kind.WELCOME: st.builds(Welcome, st.text(), TABLES, st.integers(0, 99)),
