@@ -23,9 +23,14 @@ _QUICK_BUDGET_S = 10.0
 def table_for(
     program: Program, *, progress: Optional[Callable[[int, int], None]] = None
 ) -> LatencyTable:
-    """Return this device's latency table; measure and keep a quick one where there is none."""
+    """Return this device's latency table; measure and keep a quick one where there is none.
+
+    The program runs as chains from then on what the table says does not pay as fused halves. A
+    quick table does not say: ``runtime profile`` measures that.
+    """
     table = load_table(program.bundle, program.backend.fingerprint())
     if table is not None:
+        program.keep_chained(table.chained)
         return table
     logger.info("no latency table for this device: measuring a quick one")
     table = measure_latency(
@@ -39,7 +44,7 @@ def table_for(
 
 
 def wire_table(table: LatencyTable) -> Table:
-    """Return what a peer needs of a table: expected seconds of each segment, halves fused."""
+    """Return what a peer needs of a table: expected seconds of each segment, as they are run."""
     ratio = table.fused_ratio
     return Table(
         segments_s=tuple(segment.p50_s * ratio for segment in table.segments),
