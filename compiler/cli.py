@@ -11,6 +11,7 @@ from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
 from compiler.pipeline import PRECISIONS, CompileOptions, compile_model
 from engines.console import command_options, print_json, progress_bar
+from engines.halves import HALVES
 
 __all__ = ["main"]
 
@@ -91,6 +92,14 @@ __all__ = ["main"]
 )
 @click.option("--workspace", metavar="SIZE", help="Most scratch memory of a layer, as in 512MB.")
 @click.option(
+    "--halves",
+    type=click.Choice(HALVES),
+    default=HALVES[0],
+    show_default=True,
+    help="Fused halves that get plans beside the segments: those of the cuts that are best "
+    "somewhere and the whole graph, none, or those of every cut. Each holds its own weights.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
@@ -125,6 +134,7 @@ def main(
     name: str | None,
     targets: tuple[str, ...],
     workspace: str | None,
+    halves: str,
     precision: str,
     fp32: tuple[str, ...],
     as_json: bool,
@@ -153,6 +163,7 @@ def main(
         name=name,
         targets=targets,
         workspace=None if workspace is None else parse_size(workspace),
+        halves=halves,
         precision=precision,
         fp32=fp32,
     )

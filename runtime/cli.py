@@ -249,6 +249,7 @@ def profile(
     metavar="sm86,sm89",
     help="GPUs to build for, where the library builds for others than this machine's.",
 )
+@click.option("--no-halves", is_flag=True, help="Build plans of segments only, not of halves.")
 @_json
 @command_options
 def build(
@@ -256,11 +257,13 @@ def build(
     target: Optional[str],
     backend: Optional[str],
     capabilities: Optional[str],
+    no_halves: bool,
     as_json: bool,
 ) -> None:
-    """Build the plans of every segment of BUNDLE on this device and keep them beside it.
+    """Build the plans of BUNDLE on this device and keep them beside it.
 
-    The recipe is the bundle's target. Plans that are there already are not built again.
+    The recipe is the bundle's target: every segment, and the fused halves that it names. Plans
+    that are there already are not built again.
     """
     opened = Bundle.open(bundle)
     with progress_bar("building plans", len(opened.manifest.segments)) as advance:
@@ -269,12 +272,14 @@ def build(
             target=target,
             backend=backend,
             compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
+            halves=not no_halves,
             progress=advance,
         )
+    manifest = opened.manifest
     if as_json:
-        print_json([plan_record(plan.header, found=plan.found) for plan in plans])
+        print_json([plan_record(plan.header, manifest, found=plan.found) for plan in plans])
         return
-    print_plans([plan.header for plan in plans])
+    print_plans([plan.header for plan in plans], manifest)
     new = sum(1 for plan in plans if not plan.found)
     click.echo(f"{new} built, {len(plans) - new} found; in {device_store(opened).folder}")
 
