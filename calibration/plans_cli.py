@@ -41,7 +41,10 @@ def plan_record(
 
 def print_plans(headers: Sequence[PlanHeader], manifest: Manifest) -> None:
     """Print a table of plans, and what they add up to: each holds the weights that it uses."""
-    table = Table("graph", "part", "bytes", "precision", "build s", "valid for")
+    table = Table()
+    table.add_column("graph", no_wrap=True)
+    for title in ("part", "bytes", "precision", "build s", "valid for"):
+        table.add_column(title)
     totals: Dict[str, "list[int]"] = {"segment": [], "half": []}
     for header in headers:
         part = "half" if is_half(header, manifest) else "segment"
