@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import click
 from rich.console import Console
@@ -45,7 +45,7 @@ def print_plans(headers: Sequence[PlanHeader], manifest: Manifest) -> None:
     table.add_column("graph", no_wrap=True)
     for title in ("part", "bytes", "precision", "build s", "valid for"):
         table.add_column(title)
-    totals: Dict[str, "list[int]"] = {"segment": [], "half": []}
+    totals: Dict[str, List[int]] = {"segment": [], "half": []}
     for header in headers:
         part = "half" if is_half(header, manifest) else "segment"
         totals[part].append(header.size)

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from calibration.measure import measure_latency
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle, file_entries, new_bundle
 from engines.bundle_plans import BundlePlans, device_store, open_bundle_backend, target_of
@@ -137,6 +138,13 @@ def test_halves_without_a_plan_stay_chains_and_it_is_said_once(
     said = [record for record in caplog.records if "stays a chain" in record.message]
     assert [record.levelname for record in said] == ["INFO"]
     assert "there is none" in said[0].message
+
+
+def test_what_has_no_plan_is_measured_as_a_chain(bundle: Bundle) -> None:
+    with Program(bundle, BundlePlans(bundle, FakeGpu())) as program:
+        table = measure_latency(program, runs=3, warmup=0, halves=True)
+    assert table.halves == ()
+    assert table.whole.p50_s > 0
 
 
 def test_halves_run_on_their_plans(bundle: Bundle) -> None:

@@ -226,6 +226,41 @@ class TestFusing:
             program.prepare(0, 3)
             assert program._halves.spans == ((0, 3),)
 
+    def test_a_half_that_was_measured_not_to_pay_while_it_loaded_is_not_kept(
+        self, toy: Bundle, inputs: Tensors
+    ) -> None:
+        backend = SlowBackend()
+        with Program(toy, backend) as program:
+            program.run(inputs)
+            program.keep_chained([(0, LAST)])
+            backend.gate.set()
+            program._halves.stop()
+            assert program._halves.spans == ()
+
+    def test_a_half_that_cannot_run_stays_a_chain(
+        self, toy: Bundle, inputs: Tensors, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made: list[Engine] = []
+
+        class Failing(OrtBackend):
+            def load(self, plan: bytes, *, folder: Path) -> Engine:
+                engine = super().load(plan, folder=folder)
+                if threading.current_thread().name == "splitrt-load-halves":
+                    made.append(engine)
+                    engine._session = None
+                return engine
+
+        with Program(toy, Failing()) as program:
+            program.run(inputs)
+            until = time.monotonic() + 30
+            while "stays a chain" not in caplog.text:
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            assert program._halves.spans == ()
+            assert "closed" in repr(made[0])
+            assert set(program.outputs(program.run(inputs))) == {"pooled", "logits"}
+        assert len(made) == 1
+
     def test_either_way_can_be_asked_for(
         self, toy: Bundle, inputs: Tensors, expected: Tensors
     ) -> None:
