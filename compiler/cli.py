@@ -11,6 +11,7 @@ from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
 from engines.console import command_options, print_json, progress_bar
+from engines.halves import HALVES
 
 __all__ = ["main"]
 
@@ -98,6 +99,14 @@ __all__ = ["main"]
     help="Striped forms of the segments, so that sending and computing overlap in an inference.",
 )
 @click.option(
+    "--halves",
+    type=click.Choice(HALVES),
+    default=HALVES[0],
+    show_default=True,
+    help="Fused halves that get plans beside the segments: those of the cuts that are best "
+    "somewhere and the whole graph, none, or those of every cut. Each holds its own weights.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
@@ -133,6 +142,7 @@ def main(
     targets: tuple[str, ...],
     workspace: str | None,
     stripes: str,
+    halves: str,
     precision: str,
     fp32: tuple[str, ...],
     as_json: bool,
@@ -162,6 +172,7 @@ def main(
         targets=targets,
         workspace=None if workspace is None else parse_size(workspace),
         stripes=stripes,
+        halves=halves,
         precision=precision,
         fp32=fp32,
     )

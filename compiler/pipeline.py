@@ -27,6 +27,7 @@ from compiler.sources import Source, open_source, source_from_object
 from compiler.target_specs import TargetSpec, parse_target
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
+from engines.halves import HALVES
 from engines.manifest import Estimate
 from engines.tensors import Array
 
@@ -92,6 +93,8 @@ class CompileOptions:
         targets: What engines are for, such as ``cpu`` and ``tensorrt-rtx:sm86,sm89``; see
             ``compiler.target_specs``.
         workspace: Most scratch bytes that a layer of a plan may use.
+        halves: Fused halves that get plans beside the segments: ``auto`` for the likely ones,
+            ``none`` or ``all``.
         precision: One of :data:`PRECISIONS`: ``fp32`` leaves the model as it is, ``fp16``
             converts it to float16 between its inputs and outputs.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
@@ -114,6 +117,7 @@ class CompileOptions:
     name: str | None = None
     targets: tuple[str, ...] = ("cpu",)
     workspace: int | None = None
+    halves: str = "auto"
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
     stripes: str = "auto"
@@ -128,6 +132,10 @@ class CompileOptions:
                     f"--opset {self.opset}: target {spec.name} takes at most {spec.opset}; "
                     "leave --opset out to have the highest that all targets take"
                 )
+        if self.halves not in HALVES:
+            raise TraceError(
+                f"--halves: expected one of {', '.join(HALVES)}, given {self.halves!r}"
+            )
         if self.precision not in PRECISIONS:
             raise TraceError(
                 f"--precision: expected one of {', '.join(PRECISIONS)}, given {self.precision!r}"
@@ -384,6 +392,7 @@ def _write(
             draft,
             options.target_specs,
             workspace_bytes=options.workspace,
+            halves=options.halves,
             progress=advance,
         )
     with clock("report"):
