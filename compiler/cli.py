@@ -10,6 +10,7 @@ from compiler.images import parse_image
 from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
 from compiler.pipeline import PRECISIONS, CompileOptions, compile_model
+from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
 
 __all__ = ["main"]
@@ -103,6 +104,14 @@ __all__ = ["main"]
     metavar="NODE|MODULE",
     help="With --precision fp16: this node, or all of this module, stays in float32. Repeatable.",
 )
+@click.option(
+    "--builder",
+    type=click.Choice(BUILDERS),
+    default=BUILDERS[0],
+    show_default=True,
+    help="What builds the plans of --target tensorrt: TensorRT's ONNX parser, or Torch-TensorRT "
+    "from the fx program, for segments that map to it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     model: str,
@@ -127,6 +136,7 @@ def main(
     workspace: str | None,
     precision: str,
     fp32: tuple[str, ...],
+    builder: str,
     as_json: bool,
 ) -> None:
     """Compile MODEL into a bundle that robot and server run together.
@@ -155,6 +165,7 @@ def main(
         workspace=None if workspace is None else parse_size(workspace),
         precision=precision,
         fp32=fp32,
+        builder=builder,
     )
     _, report = compile_model(model, out, options=options, progress=progress_bar)
     if as_json:

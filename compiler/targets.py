@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from compiler.target_specs import CPU, TargetSpec
+from compiler.target_specs import CPU, TENSORRT, TargetSpec
 from engines.backend import open_backend
 from engines.bundle import sha256_file
 from engines.errors import BuildError
@@ -13,6 +14,9 @@ from engines.manifest import Manifest, Segment, Target
 from engines.plans import PlanHeader, PlanStore
 from engines.tensorrt.backend import TensorRTOptions
 from engines.tensorrt.builder import BuildOptions
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["build_targets"]
 
@@ -24,6 +28,7 @@ def build_targets(
     *,
     workspace_bytes: int | None,
     progress: Callable[[int, int], None],
+    fx: torch.export.ExportedProgram | None = None,
 ) -> dict[str, Target]:
     """Build the plans that can be built here, into ``folder``.
 
@@ -33,6 +38,8 @@ def build_targets(
         specs: The targets.
         workspace_bytes: Most scratch memory that a layer may use.
         progress: Called with (plans built, plans in all).
+        fx: The program that the graph was exported from, to build the plans of the target
+            ``tensorrt`` from it with Torch-TensorRT; none to build them from ONNX.
 
     Returns:
         The targets by name, ``cpu`` excepted, which needs nothing.
@@ -56,11 +63,13 @@ def build_targets(
             build = BuildOptions(
                 compute_capabilities=spec.compute_capabilities, workspace_bytes=workspace_bytes
             )
-            backend = open_backend(spec.backend, TensorRTOptions(build=build))
+            backend: Any = open_backend(spec.backend, TensorRTOptions(build=build))
+            if fx is not None and spec.name == TENSORRT:
+                backend = _fx_builder(backend, fx, manifest, workspace_bytes)
             store = PlanStore(folder / plans)
             for segment in manifest.segments:
                 path = folder / segment.file
-                plan = store.build(backend, path, weights_sha256=weights)  # type: ignore[arg-type]
+                plan = store.build(backend, path, weights_sha256=weights)
                 _check_dtypes(plan.header, segment, manifest)
                 done += 1
                 progress(done, total)
@@ -73,6 +82,20 @@ def build_targets(
             plans=plans,
         )
     return targets
+
+
+def _fx_builder(
+    backend: Any, fx: torch.export.ExportedProgram, manifest: Manifest, workspace_bytes: int | None
+) -> Any:
+    """Return what builds out of ``fx``, once every segment is known to map to it."""
+    from compiler.fx_segments import FxSegments
+    from compiler.torch_tensorrt import TorchTensorRTBuilder
+
+    segments = FxSegments(fx, manifest)
+    segments.check(manifest.segments)
+    return TorchTensorRTBuilder(
+        backend, segments, manifest.segments, workspace_bytes=workspace_bytes
+    )
 
 
 def _check_dtypes(header: PlanHeader, segment: Segment, manifest: Manifest) -> None:
