@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from compiler import CompileOptions, compile_model
+from compiler import CompileOptions, compile_model, targets, trace
 from compiler.cli import main as split_compile
 from compiler.target_specs import TORCH_TENSORRT
 from engines.backend import open_backend
@@ -89,7 +91,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeMemory:
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> FakeTorchTensorRT:
     fake = FakeTorchTensorRT()
-    monkeypatch.setitem(__import__("sys").modules, "torch_tensorrt", fake)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", fake)
     return fake
 
 
@@ -203,7 +205,7 @@ def test_a_model_without_an_fx_program_is_refused(
 def test_without_the_library_it_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch_tensorrt", None)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     with pytest.raises(IncompatibleError, match=r"needs the Python module torch_tensorrt"):
         compile_model(sums(), tmp_path / "b", options=FX)
     model = "tests.models.torch_models:chain"
@@ -226,3 +228,32 @@ def test_it_goes_with_its_target_and_fp32(more: dict[str, Any], said: str) -> No
         CompileOptions(builder=TORCH_TENSORRT, **more)
     with pytest.raises(TraceError, match="--builder: expected one of onnx, torch-tensorrt"):
         CompileOptions(builder="onnx2")
+
+
+@pytest.mark.parametrize("builder", ["onnx", TORCH_TENSORRT])
+def test_the_fx_program_is_kept_for_this_builder_only(
+    builder: str,
+    gpu: FakeMemory,
+    library: FakeTorchTensorRT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[Any] = []
+    alive: list[bool] = []
+
+    def traced(source: Any, options: Any) -> Any:
+        found = trace.trace(source, options)
+        kept.append(weakref.ref(found.program))
+        return found
+
+    def build(*_: Any, fx: Any, **__: Any) -> dict[str, Any]:
+        alive.append(kept[0]() is not None)
+        assert (fx is None) == (builder == "onnx")
+        return {}
+
+    stand_in = types.SimpleNamespace(TraceOptions=trace.TraceOptions, trace=traced)
+    monkeypatch.setitem(sys.modules, "compiler.trace", stand_in)
+    monkeypatch.setattr(targets, "build_targets", build)
+    options = CompileOptions(targets=("tensorrt",), builder=builder)
+    compile_model(sums(), tmp_path / "b", options=options)
+    assert alive == [builder == TORCH_TENSORRT]
