@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, trouble
-from engines.stripes import RowSplit, Striping, even_bounds
+from engines.stripes import RowSplit, StripedCut, Striping, even_bounds
 
 __all__ = ["COUNTS", "MOST_PLANS", "candidate_plans", "deeper_cuts", "even_plan", "neighbours"]
 
@@ -21,6 +21,9 @@ COUNTS = (4, 2, 8, 3, 6, 12, 16)
 """Numbers of stripes, the likelier ones first: more overlap better and launch more."""
 
 MOST_PLANS = 400
+
+_MOST_CUTS = 16
+"""Cuts that are tried: of more, those of fewest bytes at every depth."""
 
 _DEEP = 3
 """Cuts up to which the server's stripes may go, beside the plan's own: the deepest ones."""
@@ -42,7 +45,7 @@ def candidate_plans(manifest: Manifest, *, most: int = MOST_PLANS) -> Tuple[Plan
     if striping is None:
         return ()
     sources: List[Iterable[Plan]] = [_row_plans(split) for split in striping.row_splits]
-    for striped in striping.cuts:
+    for striped in _few_cuts(manifest, striping):
         behind = deeper_cuts(manifest, striping, striped.cut)
         deeper = (*behind[: _DEEP if striped.cut else _DEEP_RAW], striped.cut)
         sources.append(_streamed(striping, manifest, striped.cut, deeper))
@@ -116,6 +119,21 @@ def deeper_cuts(manifest: Manifest, striping: Striping, cut: int) -> Tuple[int, 
     ]
     behind.sort(key=lambda index: -manifest.cuts[index].flops_robot)
     return tuple(behind)
+
+
+def _few_cuts(manifest: Manifest, striping: Striping) -> Tuple[StripedCut, ...]:
+    """Return the first cut and those of fewest bytes in equal parts of the way to the deepest."""
+    if len(striping.cuts) <= _MOST_CUTS:
+        return striping.cuts
+    deepest = max(manifest.cuts[striped.cut].flops_robot for striped in striping.cuts) or 1
+    best: Dict[int, StripedCut] = {}
+    for striped in striping.cuts:
+        cut = manifest.cuts[striped.cut]
+        parts = _MOST_CUTS - 1
+        part = min(cut.flops_robot * parts // deepest, parts - 1) if striped.cut else -1
+        if part not in best or cut.bytes < manifest.cuts[best[part].cut].bytes:
+            best[part] = striped
+    return tuple(best[part] for part in sorted(best))
 
 
 def _streamed(

@@ -46,12 +46,19 @@ def test_every_mode_cut_and_depth_is_among_them() -> None:
 
 
 def test_the_number_is_bounded_and_every_cut_gets_its_turn() -> None:
-    manifest = chain([Layer(9)] * 40, rows=640)
+    manifest = chain([Layer(9)] * 12, rows=640)
     everything = candidate_plans(manifest, most=10_000)
-    assert len(everything) > 1000
+    assert len(everything) > 400
     some = candidate_plans(manifest, most=100)
-    assert len(some) == 100
-    assert {plan.cut for plan in some} == set(range(41))
+    assert some == everything[:100]
+    assert {plan.cut for plan in some} == set(range(13))
+
+
+def test_of_many_cuts_the_smallest_at_every_depth_are_tried() -> None:
+    # Every fourth tensor is small, and of 15 parts of the way all but the first have one.
+    manifest = chain([Layer(5 if place % 4 == 3 else 9) for place in range(60)], rows=640)
+    cuts = {plan.cut for plan in candidate_plans(manifest)}
+    assert cuts == {0, 1, *range(4, 60, 4)}
 
 
 def test_row_bounds_span_what_is_allowed() -> None:
