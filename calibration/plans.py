@@ -20,6 +20,9 @@ __all__ = ["COUNTS", "MOST_PLANS", "candidate_plans", "deeper_cuts", "even_plan"
 COUNTS = (4, 2, 8, 3, 6, 12, 16)
 """Numbers of stripes, the likelier ones first: more overlap better and launch more."""
 
+_TAPERED = (4, 6)
+"""Numbers of stripes of which plans with ever smaller ones are tried too."""
+
 MOST_PLANS = 400
 
 _MOST_CUTS = 16
@@ -142,6 +145,22 @@ def _streamed(
     for stripes in COUNTS:
         for until in untils:
             yield even_plan(manifest, striping, cut=cut, until=until, stripes=stripes)
+            if cut and stripes in _TAPERED:
+                yield _tapered(manifest, striping, cut=cut, until=until, stripes=stripes)
+
+
+def _tapered(
+    manifest: Manifest, striping: Striping, *, cut: int, until: int, stripes: int
+) -> StripePlan:
+    """Return a plan whose stripes get smaller: with lag, the last ones have more to compute."""
+    band, least, most = striping.limits(manifest.cuts[until].robot_segments)
+    bounds = {striping.rows}
+    for stripe in range(1, stripes):
+        left = (1 - stripe / stripes) ** 2
+        bound = max(round(striping.rows * (1 - left) / band), -(-least // band)) * band
+        if bound <= most:
+            bounds.add(bound)
+    return StripePlan(cut=cut, until=until, bounds=tuple(sorted(bounds)), robot=len(bounds))
 
 
 def _two_sided(

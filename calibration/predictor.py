@@ -38,7 +38,6 @@ class CutCosts:
         local_tail_s: Seconds that the robot itself would take after it.
         bytes_up: Bytes of the frontier as its default codecs send it.
         bytes_down: Bytes of the results on the way back.
-        allowed: Whether the cut may be used.
     """
 
     head_s: Array
@@ -46,7 +45,6 @@ class CutCosts:
     local_tail_s: Array
     bytes_up: Array
     bytes_down: Array
-    allowed: Array
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,6 @@ def cut_costs(
         head_s=before @ robot,
         tail_s=~before @ server,
         local_tail_s=~before @ robot,
-        allowed=np.asarray([not cut.refused for cut in manifest.cuts], bool),
         bytes_up=np.asarray(up, np.int64),
         bytes_down=np.asarray(down, np.int64),
     )

@@ -43,6 +43,9 @@ _REFINE_PARTS = (1 / 12, 1 / 24, 1 / 48)
 _PROMISING = 1.05
 """A mode is refined where its best plan takes at most so many times as long as the best of all."""
 
+_WORTHWHILE = 0.995
+"""A refined plan is kept where it takes at most this part of the time."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -234,14 +237,15 @@ class PreparedPlans:
         return list(found.values())
 
     def _descend(self, plan: Plan, bps: float) -> Plan:
-        """Move one bound at a time, by ever smaller steps, as long as that is quicker."""
-        best_s = self._once_s(plan, bps)
+        """Move one bound at a time, by ever smaller steps; return what that made much quicker."""
+        start, start_s = plan, self._once_s(plan, bps)
+        best_s = start_s
         for part in _REFINE_PARTS:
             for other in neighbours(plan, self._manifest, part):
                 latency_s = self._once_s(other, bps)
                 if latency_s < best_s:
                     plan, best_s = other, latency_s
-        return plan
+        return plan if best_s < start_s * _WORTHWHILE else start
 
     def _once_s(self, plan: Plan, bps: float) -> float:
         """Return the latency of a plan at one goodput: quicker than to find all its ways."""
