@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
-from calibration.predictor import CutCosts, Prediction, cut_costs
+from calibration.predictor import Prediction
+from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
@@ -30,8 +31,8 @@ from engines.manifest import Manifest
 from engines.program import Program
 from engines.tensors import Array
 from runtime.link import Answer, Link
-from runtime.selector import Decision, Situation, open_selector
-from runtime.tables import table_for, wire_table
+from runtime.selector import Decision, Situation, open_selector, wants_server
+from runtime.tables import prepare_plans, table_for, wire_table
 from runtime.transport import Deadline, parse_address
 from runtime.wire import Table
 
@@ -124,7 +125,8 @@ class Robot:
     Args:
         bundle: The bundle, or its path.
         server: ``HOST:PORT`` of a server with the same bundle; none for the robot alone.
-        cut: ``auto``, ``local``, ``offload`` or the id of a cut; ``infer`` may override it.
+        cut: ``auto``, ``local``, ``offload``, the id of a cut or a striped plan
+            (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
         power: The robot's power by state, for the modelled energy.
@@ -164,7 +166,7 @@ class Robot:
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._costs: Optional[Tuple[Table, CutCosts]] = None
+        self._plans: Optional[Tuple[Table, Optional[PreparedPlans]]] = None
         self._queue_s = 0.0
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
@@ -207,7 +209,7 @@ class Robot:
 
         Args:
             inputs: The model's inputs by name.
-            cut: Overrides the robot's own choice: ``auto``, ``local``, ``offload`` or a cut's id.
+            cut: Overrides the robot's own choice: what the robot itself was given.
 
         Returns:
             The outputs and what happened.
@@ -315,30 +317,23 @@ class Robot:
 
     def _wanted_server(self, cut: Optional[str]) -> bool:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
-        name = self._selector_name if cut is None else cut
-        if name == "offload":
-            return True
-        if name in ("auto", "local"):
-            return False
-        return self.bundle.manifest.cut(name).index < self.program.last
+        return wants_server(self._selector_name if cut is None else cut, self.bundle.manifest)
 
     def _situation(self) -> Situation:
         link = self.link
         if link is None or not link.up:
-            return Situation(self._costs_of(None), None, self._queue_s, self._power)
-        return Situation(
-            self._costs_of(link.server_table), link.estimator.estimate, self._queue_s, self._power
-        )
+            return Situation(None, None, self._queue_s)
+        return Situation(self._plans_of(link.server_table), link.estimator.estimate, self._queue_s)
 
-    def _costs_of(self, server: Optional[Table]) -> Optional[CutCosts]:
-        """Sum up both tables, once for each table that a server sent."""
-        if server is None or len(server.segments_s) != len(self.bundle.manifest.segments):
+    def _plans_of(self, server: Optional[Table]) -> Optional[PreparedPlans]:
+        """Prepare all plans, once for each table that a server sent."""
+        if server is None:
             return None
         with self._lock:
-            if self._costs is None or self._costs[0] is not server:
-                costs = cut_costs(self.bundle.manifest, self._table.segments_s, server.segments_s)
-                self._costs = (server, costs)
-            return self._costs[1]
+            if self._plans is None or self._plans[0] is not server:
+                plans = prepare_plans(self.bundle.manifest, self._table, server, power=self._power)
+                self._plans = (server, plans)
+            return self._plans[1]
 
     def _result(
         self,
