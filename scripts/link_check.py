@@ -212,9 +212,7 @@ def _receive(way: socket.socket, size: int) -> None:
 @click.option("--half-duplex", is_flag=True, help="One budget for both directions.")
 @click.option("--serve", "serve_on", metavar="HOST", help="Be the server's end.")
 @click.option("--probe", "probe_at", metavar="HOST:PORT", help="Be the robot's end.")
-def main(
-    rate_mbps: float, half_duplex: bool, serve_on: str | None, probe_at: str | None
-) -> None:
+def main(rate_mbps: float, half_duplex: bool, serve_on: str | None, probe_at: str | None) -> None:
     """Shape a link, measure it, and say how it misses what it should be."""
     if serve_on is not None:
         serve(serve_on)
