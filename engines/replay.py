@@ -18,7 +18,7 @@ import math
 import random
 import threading
 from pathlib import Path
-from typing import Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, Iterable, List, Optional, Tuple
 
 import msgspec
 import numpy as np
@@ -50,7 +50,7 @@ class ReplayBackend:
         clock: What to wait by.
 
     Raises:
-        IncompatibleError: The table, or its values, cannot be read.
+        IncompatibleError: The table cannot be read.
     """
 
     name = "replay"
@@ -62,8 +62,8 @@ class ReplayBackend:
         self._device: Optional[_Device] = None
         if self._path is not None:
             table = read_replay_table(self._path)
-            values = _read_values(self._path.parent / table.values) if table.values else {}
-            self._device = _Device(table, _Values(values), clock or PreciseClock())
+            file = self._path.parent / table.values if table.values else None
+            self._device = _Device(table, _Values(file), clock or PreciseClock())
         self._bundles: Dict[Path, Tuple[Manifest, Dict[str, Form]]] = {}
 
     def build(self, onnx_path: Path) -> bytes:
@@ -153,6 +153,7 @@ class ReplayEngine(CheckedEngine):
         super().__init__(name, inputs, outputs)
         self._device = device
         self.seconds = seconds
+        device.values.fetch(spec.name for spec in outputs)
 
     def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
         def give() -> Tuple[float, Dict[str, Array]]:
@@ -175,6 +176,7 @@ class ReplayRowsEngine(RowsEngine):
         self._device = device
         self._bands = Bands(manifest, form, [end.name for end in ends.inputs])
         self._kept = _carried_rows(manifest, form)
+        device.values.fetch(end.name for end in (*ends.inputs, *ends.outputs))
 
     def seconds(self, bounds: Tuple[int, int]) -> float:
         """Return the time of the stripe between two bounds."""
@@ -228,11 +230,33 @@ class _Device:
 
 
 class _Values:
-    """Stored tensors, and parts of them."""
+    """Stored tensors, and parts of them.
 
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self._arrays = arrays
+    Args:
+        file: Where they are stored; none where there are none.
+    """
+
+    def __init__(self, file: Optional[Path]) -> None:
+        self._file = file
+        self._arrays: Dict[str, Array] = {}
         self._places: Dict[Tuple[str, int], Tuple[Tuple[int, ...], Dict[bytes, int]]] = {}
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Read some tensors, so that no run has to; those that are not stored are left out.
+
+        Raises:
+            IncompatibleError: The file cannot be read.
+        """
+        if self._file is None:
+            return
+        try:
+            with np.load(self._file, allow_pickle=False) as stored:
+                for name in set(names).intersection(stored.files).difference(self._arrays):
+                    self._arrays[name] = stored[name]
+        except (OSError, ValueError) as exc:
+            raise IncompatibleError(
+                f"{self._file}: values of a replay table cannot be read: {exc}"
+            ) from exc
 
     def part(
         self, name: str, dtype: str, shape: Tuple[int, ...], axis: int = 0, start: int = 0
@@ -285,14 +309,6 @@ def _carried_rows(manifest: Manifest, form: Form) -> Dict[str, int]:
     for carry in split.carries if split is not None else ():
         kept[kept_name(carry.tensor, None)] = carry.rows
     return kept
-
-
-def _read_values(path: Path) -> Dict[str, Array]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as exc:
-        raise IncompatibleError(f"{path}: values of a replay table cannot be read: {exc}") from exc
 
 
 def _spec(end: End) -> TensorSpec:

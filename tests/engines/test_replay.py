@@ -293,7 +293,7 @@ class TestOpening:
 
     def test_values_that_are_not_there_are_refused(self, toy: Bundle, tmp_path: Path) -> None:
         with pytest.raises(IncompatibleError, match=r"gone\.npz: values .* cannot be read"):
-            replay(toy, tmp_path, values="gone.npz")
+            Program(toy, replay(toy, tmp_path, values="gone.npz")[0])
 
     @pytest.mark.parametrize("field", ["floor_ms", "jitter"])
     def test_impossible_times_are_refused(self, field: str, toy: Bundle) -> None:
