@@ -5,7 +5,9 @@ stored or else zeros. Transport, codecs, stripes and selection around it are rea
 
 1. The time of a segment is the sum of its operators'. In a stripe, each operator takes its share
    of the rows, but a launch at least (:meth:`engines.replay_table.ReplayTable.segment_s`).
-2. A wait sleeps to an absolute point in time, so that what the tensors cost is part of it.
+2. A wait sleeps to an absolute point in time, so that what the tensors cost is part of it. Whole
+   tensors cost nothing: they are read-only views of what is stored. A device that is too fast to
+   be replayed here is warned of, once.
 3. One backend is one device: runs from several threads take turns.
 4. Which rows a stripe is about follows from the manifest (``engines.replay_forms``); stripes of
    the stored tensors, put together, are the stored tensors.
@@ -14,6 +16,7 @@ stored or else zeros. Transport, codecs, stripes and selection around it are rea
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 import threading
@@ -37,6 +40,11 @@ from engines.stripes import kept_name
 from engines.tensors import Array, TensorSpec
 
 __all__ = ["ReplayBackend", "ReplayEngine", "ReplayRowsEngine"]
+
+logger = logging.getLogger(__name__)
+
+_LATE_S = 0.5e-3
+"""A run that is later than this before it waits falsifies what is measured."""
 
 _PROBED = 16
 """Channels of a stored tensor that are tried for one whose rows differ."""
@@ -215,6 +223,7 @@ class _Device:
         self.values = values
         self._clock = clock
         self._turn = threading.Lock()
+        self._warned = False
         self._random = random.Random(table.seed)  # noqa: S311 (noise, no secret)
 
     def take(self, give: Callable[[], Tuple[float, Dict[str, Array]]]) -> Dict[str, Array]:
@@ -225,8 +234,20 @@ class _Device:
             if self.table.jitter:
                 sigma = self.table.jitter
                 seconds *= math.exp(self._random.gauss(0, sigma) - sigma * sigma / 2)
+            self._check_early(start_s + seconds)
             self._clock.sleep_until(start_s + seconds)
             return given
+
+    def _check_early(self, deadline_s: float) -> None:
+        late_s = self._clock.now_s() - deadline_s
+        if late_s > _LATE_S and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s cannot be replayed here: to give the tensors of a run alone took %.1f ms "
+                "longer than the run should",
+                self.table.device,
+                late_s * 1e3,
+            )
 
 
 class _Values:
@@ -252,7 +273,9 @@ class _Values:
         try:
             with np.load(self._file, allow_pickle=False) as stored:
                 for name in set(names).intersection(stored.files).difference(self._arrays):
-                    self._arrays[name] = stored[name]
+                    array = stored[name]
+                    array.flags.writeable = False
+                    self._arrays[name] = array
         except (OSError, ValueError) as exc:
             raise IncompatibleError(
                 f"{self._file}: values of a replay table cannot be read: {exc}"
@@ -261,11 +284,11 @@ class _Values:
     def part(
         self, name: str, dtype: str, shape: Tuple[int, ...], axis: int = 0, start: int = 0
     ) -> Array:
-        """Return a copy of a stored tensor's rows, or zeros where none fit."""
+        """Return a stored tensor's rows, or zeros where none fit; all of them as a view."""
         stored = self._arrays.get(name)
         if stored is not None and stored.dtype.name == dtype and stored.ndim == len(shape):
-            if not shape:
-                return stored.copy()
+            if stored.shape == shape:
+                return stored
             rows = stored[(slice(None),) * axis + (slice(start, start + shape[axis]),)]
             if rows.shape == shape:
                 return np.array(rows, order="C")

@@ -31,11 +31,12 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from calibration.latency_table import LatencyTable, Timing, store_table
+from calibration.latency_table import HalfTiming, LatencyTable, Timing, store_table
 from calibration.segment_times import SHARES
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.errors import SplitError
+from engines.halves import halves_of
 from engines.replay_table import ReplayTable, read_replay_table
 
 from . import WORKLOADS
@@ -236,6 +237,8 @@ def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
         seconds = sum(table.segment_s(index, shares) for index in segments)
         return Timing(seconds, seconds)
 
+    # A fused half takes as long as its chain, so no half is worth loading.
+    spans = halves_of(bundle.manifest, "all")
     striping = bundle.manifest.striping
     striped: tuple[tuple[Timing, ...], ...] = ()
     row_splits: tuple[tuple[Timing, ...], ...] = ()
@@ -246,7 +249,7 @@ def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
             for index in everything
         )
         row_splits = tuple(
-            tuple(timing(_behind(bundle, split.cut), share) for share in SHARES)
+            tuple(timing(_between(bundle, split.cut), share) for share in SHARES)
             for split in striping.row_splits
         )
     return LatencyTable(
@@ -257,6 +260,7 @@ def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
         whole=timing(everything),
         striped=striped,
         row_splits=row_splits,
+        halves=tuple(HalfTiming(*span, *[timing(_between(bundle, *span))] * 2) for span in spans),
     )
 
 
@@ -284,9 +288,11 @@ def write_tables(
     return paths
 
 
-def _behind(bundle: Bundle, cut: int) -> list[int]:
-    before = set(bundle.manifest.cuts[cut].robot_segments)
-    return [s.index for s in bundle.manifest.segments if s.index not in before]
+def _between(bundle: Bundle, start: int, stop: int = -1) -> list[int]:
+    """Return the segments between two cuts."""
+    cuts = bundle.manifest.cuts
+    before = set(cuts[start].robot_segments)
+    return [index for index in cuts[stop].robot_segments if index not in before]
 
 
 def _nodes(bundle: Bundle) -> tuple[list[tuple[Step, str]], dict[str, int]]:

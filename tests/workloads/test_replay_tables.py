@@ -175,6 +175,7 @@ def test_its_latencies_are_where_the_runtime_looks(bundle: Bundle, tmp_path: Pat
     assert table == latency_table(bundle, path)
     assert table is not None
     assert table.fused_ratio == 1.0
+    assert (0, len(bundle.manifest.cuts) - 1) in table.chained, "fusing gains nothing here"
     assert table.whole.p50_s == pytest.approx(sum(t.p50_s for t in table.segments))
 
 
