@@ -31,6 +31,7 @@ __all__ = [
 BACKENDS: Dict[str, str] = {
     "ort": "engines.ort:OrtBackend",
     "reference": "engines.reference:ReferenceBackend",
+    "replay": "engines.replay:ReplayBackend",
     "tensorrt": "engines.tensorrt.backend:TensorRTBackend",
     "tensorrt-rtx": "engines.tensorrt.backend:TensorRTRTXBackend",
 }
@@ -42,9 +43,11 @@ class BackendOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         threads: Threads that one engine computes with; 0 lets the backend choose.
+        table: File with the times that ``replay`` takes.
     """
 
     threads: int = 0
+    table: str = ""
 
     def __post_init__(self) -> None:
         if self.threads < 0:
@@ -176,11 +179,14 @@ class CheckedEngine:
 
 
 def open_backend(name: str, options: BackendOptions = BackendOptions()) -> Backend:
-    """Return the backend called ``name``.
+    """Return the backend called ``name``; ``replay:FILE`` names the table too.
 
     Raises:
         IncompatibleError: No such backend, or its library is not installed here.
     """
+    if name.startswith("replay:"):
+        name, _, table = name.partition(":")
+        options = msgspec.structs.replace(options, table=table)
     target = BACKENDS.get(name)
     if target is None:
         raise IncompatibleError(

@@ -115,10 +115,9 @@ def choose_cuts(report: dict[str, Any]) -> list[str]:
 
 def start_server(link: ShapedLink) -> tuple[subprocess.Popen[str], str]:
     """Start the server and wait until it listens."""
-    command = [BIN / "runtime", "serve", BUNDLE, "--listen", f"{link.server_host}:0"]
-    server = subprocess.Popen(
-        [*command, "--threads", "1", "--json"], stdout=subprocess.PIPE, text=True
-    )
+    command = [*link.server_prefix, str(BIN / "runtime"), "serve", str(BUNDLE)]
+    command += ["--listen", f"{link.server_host}:0", "--threads", "1", "--json"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None  # asked for above
     line = server.stdout.readline()
     if not line:
