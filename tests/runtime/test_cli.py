@@ -97,7 +97,10 @@ class TestInfer:
         assert len(records) == 7
         for number, record in enumerate(records):
             assert list(record)[:12] == list(FIELDS)
-            assert set(record) - set(FIELDS) == {"predicted_ms", "reason", "source"}
+            assert set(record) - set(FIELDS) == {
+                "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
+                "age_ms", "prediction_error",
+            }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
             assert record["seq"] == number
