@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Dict, Optional
 
 import click
@@ -148,7 +148,7 @@ def _print_target(opened: Bundle, name: str, *, as_json: bool) -> None:
     if target.plans is not None:
         headers += PlanStore(opened.folder / target.plans).headers()
     if as_json:
-        plans = [plan_record(header) for header in headers]
+        plans = [plan_record(header, opened.manifest) for header in headers]
         print_json({"target": name, **msgspec.to_builtins(target), "built": plans})
         return
     where = "in the bundle" if target.plans else "built on the device by `runtime build`"
@@ -156,7 +156,9 @@ def _print_target(opened: Bundle, name: str, *, as_json: bool) -> None:
         f"target {name}: backend {target.backend}, opset {target.opset}, {target.precision}, "
         f"plans {where}"
     )
-    print_plans(headers)
+    names = ", ".join(PurePosixPath(file).name for file in target.halves)
+    click.echo(f"segments {len(opened.manifest.segments)}; fused halves: {names or 'none'}")
+    print_plans(headers, opened.manifest)
 
 
 def _cut_record(manifest: Manifest, cut_id: str) -> Dict[str, Any]:

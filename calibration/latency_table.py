@@ -15,10 +15,24 @@ from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
+from engines.halves import Span
 
-__all__ = ["LatencyTable", "Timing", "load_table", "read_table", "store_table", "table_path"]
+__all__ = [
+    "PAYS",
+    "HalfTiming",
+    "LatencyTable",
+    "Timing",
+    "load_table",
+    "read_table",
+    "store_table",
+    "table_path",
+]
 
 logger = logging.getLogger(__name__)
+
+
+PAYS = 1.03
+"""Time of a chain over that of its fused half from which on the half is worth its memory."""
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -32,6 +46,34 @@ class Timing(msgspec.Struct, frozen=True):
             raise ValueError(f"expected seconds of 0 or more, given {self.p50_s}, {self.p95_s}")
 
 
+class HalfTiming(msgspec.Struct, frozen=True):
+    """The two ways through one half, measured in turns.
+
+    Attributes:
+        start: Index of the first cut.
+        stop: Index of the last cut.
+        chain: Segment by segment.
+        fused: In one engine.
+    """
+
+    start: int
+    stop: int
+    chain: Timing
+    fused: Timing
+
+    @property
+    def ratio(self) -> float:
+        """Median of the chain over that of the fused half."""
+        if self.fused.p50_s > 0:
+            return self.chain.p50_s / self.fused.p50_s
+        return math.inf if self.chain.p50_s > 0 else 1.0
+
+    @property
+    def pays(self) -> bool:
+        """Whether the fused half is to be used."""
+        return self.ratio > PAYS
+
+
 class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
     """Measured times of a bundle's segments on one device.
 
@@ -40,10 +82,12 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
         fingerprint: What the times are valid for.
         runs: Timed runs of each segment.
         segments: One timing a segment, in order, each run within its chain.
-        whole: The whole model in one fused engine.
         striped: For each segment, one stripe of it at each of ``SHARES``; empty where it has no
             striped form or was not timed as stripes, and as a whole where nothing was.
         row_splits: Likewise for each row split of the bundle.
+        whole: The whole model as it is run: in one fused engine, or as a chain where that has no
+            plan or does not pay.
+        halves: Likely halves, both ways; empty where they were not measured.
     """
 
     bundle: str
@@ -53,6 +97,7 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
     whole: Timing
     striped: Tuple[Tuple[Timing, ...], ...] = ()
     row_splits: Tuple[Tuple[Timing, ...], ...] = ()
+    halves: Tuple[HalfTiming, ...] = ()
 
     def __post_init__(self) -> None:
         if self.striped and len(self.striped) != len(self.segments):
@@ -63,11 +108,16 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"expected {len(SHARES)} timings of stripes, or none")
 
     @property
-    def fused_ratio(self) -> float:
-        """Time of the fused whole over the time of the chain, at most 1.
+    def chained(self) -> Tuple[Span, ...]:
+        """Halves that were measured not to pay."""
+        return tuple((half.start, half.stop) for half in self.halves if not half.pays)
 
-        The runtime runs fused halves where it has them; their time is estimated as this ratio of
-        their segments' time.
+    @property
+    def fused_ratio(self) -> float:
+        """Time of the whole as it is run over the sum of its segments' times, at most 1.
+
+        The runtime runs fused halves where they pay; the time of a head or a tail is estimated as
+        this ratio of its segments' time.
         """
         chain = sum(segment.p50_s for segment in self.segments)
         return min(1.0, self.whole.p50_s / chain) if chain > 0 else 1.0
@@ -123,7 +173,10 @@ def load_table(bundle: Bundle, fingerprint: Fingerprint) -> Optional[LatencyTabl
     except SplitError as exc:
         logger.warning("ignored: %s", exc)
         return None
-    fits = len(table.segments) == len(bundle.manifest.segments)
+    last = len(bundle.manifest.cuts) - 1
+    fits = len(table.segments) == len(bundle.manifest.segments) and all(
+        0 <= half.start < half.stop <= last for half in table.halves
+    )
     if table.bundle != bundle.digest or table.fingerprint != fingerprint or not fits:
         return None
     return table

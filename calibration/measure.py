@@ -1,19 +1,27 @@
-"""Measures a latency table: every segment within its chain, and the fused whole."""
+"""Measures a latency table: every segment within its chain, the whole, and the likely halves."""
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence
 
 import numpy as np
 
-from calibration.latency_table import LatencyTable, Timing
+from calibration.latency_table import HalfTiming, LatencyTable, Timing
+from engines.errors import SplitError
+from engines.halves import Span, halves_of
 from engines.program import Program
+from engines.tensors import Array
 
 __all__ = ["measure_latency"]
 
+logger = logging.getLogger(__name__)
+
 _FEWEST_RUNS = 3
 """Runs below which a median says nothing."""
+
+Advance = Callable[[int, int], None]
 
 
 def measure_latency(
@@ -22,7 +30,8 @@ def measure_latency(
     runs: int = 30,
     warmup: int = 3,
     budget_s: float = 60.0,
-    progress: Optional[Callable[[int, int], None]] = None,
+    halves: bool = False,
+    progress: Optional[Advance] = None,
 ) -> LatencyTable:
     """Time a loaded program on the bundle's parity inputs.
 
@@ -34,37 +43,87 @@ def measure_latency(
         runs: Timed runs.
         warmup: Untimed runs before them.
         budget_s: Stop early once this many seconds have passed, but not before 3 timed runs.
+        halves: Measure the likely halves too, fused and as chains, each in an equal share of
+            ``budget_s`` more.
         progress: Called with (runs done, runs in all).
     """
     inputs, _ = program.bundle.parity_vectors()
     started = time.perf_counter()
     segments: List[List[float]] = [[] for _ in program.bundle.manifest.segments]
     whole: List[float] = []
-    has_whole = program.load_half(0, program.last)
+    complete = len(program.loaded) == len(segments)
+    fused = _load(program, (0, program.last))
     total = warmup + runs
+    spans = list(halves_of(program.bundle.manifest, "auto")) if halves else []
+    everything = total * (1 + len(spans))
     done = 0
     for done in range(1, total + 1):
         times = _chain_times(program, inputs)
         begin = time.perf_counter()
-        if has_whole:
-            program.run(inputs, 0, program.last)
-        fused = time.perf_counter() - begin
+        if complete:
+            program.run(inputs, 0, program.last, fused=fused)
+        taken = time.perf_counter() - begin
         if done > warmup:
             for samples, sample in zip(segments, times):
                 samples.append(sample)
-            whole.append(fused if has_whole else sum(times))
+            whole.append(taken if complete else sum(times))
         if progress is not None:
-            progress(done, total)
+            progress(done, everything)
         late = time.perf_counter() - started > budget_s
         if late and len(whole) >= min(_FEWEST_RUNS, runs):
             break
+    measured: List[HalfTiming] = []
+    for number, span in enumerate(spans, 1):
+        if _load(program, span):
+            share_s = budget_s / len(spans)
+            measured.append(_measure_half(program, inputs, span, runs, warmup, share_s))
+        if progress is not None:
+            progress(total * (1 + number), everything)
+    whole_timing = _timing(whole)
+    for half in measured:
+        if (half.start, half.stop) == (0, program.last):
+            whole_timing = half.fused if half.pays else half.chain
     return LatencyTable(
         bundle=program.bundle.digest,
         fingerprint=program.backend.fingerprint(),
         runs=len(whole),
         segments=tuple(_timing(samples) for samples in segments),
-        whole=_timing(whole),
+        whole=whole_timing,
+        halves=tuple(measured),
     )
+
+
+def _load(program: Program, span: Span) -> bool:
+    """Load a fused half to be measured; without one the chain is what runs."""
+    try:
+        return program.load_half(*span)
+    except SplitError as exc:
+        logger.warning("half %s is not measured: %s", span, exc)
+        return False
+
+
+def _measure_half(
+    program: Program,
+    inputs: Mapping[str, Array],
+    span: Span,
+    runs: int,
+    warmup: int,
+    budget_s: float,
+) -> HalfTiming:
+    """Time both ways through a half that is loaded, in turns, so that a drift hits both alike."""
+    started = time.perf_counter()
+    given = program.run(inputs, 0, span[0], fused=False)
+    samples: Dict[bool, List[float]] = {False: [], True: []}
+    for run in range(warmup + runs):
+        for fused, times in samples.items():
+            begin = time.perf_counter()
+            program.run(given, *span, fused=fused)
+            if run >= warmup:
+                times.append(time.perf_counter() - begin)
+        late = time.perf_counter() - started > budget_s
+        if late and len(samples[True]) >= min(_FEWEST_RUNS, runs):
+            break
+    return HalfTiming(*span, chain=_timing(samples[False]), fused=_timing(samples[True]))
 
 
 def _chain_times(program: Program, inputs: "dict[str, np.ndarray]") -> List[float]:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Sequence
+from pathlib import PurePosixPath
+from typing import Any, Dict, List, Optional, Sequence
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from engines.manifest import Manifest
 from engines.plans import PlanHeader
 
-__all__ = ["plan_record", "print_plans"]
+__all__ = ["is_half", "plan_record", "print_plans"]
 
 
-def plan_record(header: PlanHeader, *, found: Optional[bool] = None) -> Dict[str, Any]:
+def is_half(header: PlanHeader, manifest: Manifest) -> bool:
+    """Say whether a plan is that of a fused half; else it is a segment's."""
+    names = (PurePosixPath(segment.file).name for segment in manifest.segments)
+    return header.onnx not in names
+
+
+def plan_record(
+    header: PlanHeader, manifest: Manifest, *, found: Optional[bool] = None
+) -> Dict[str, Any]:
     """Return what is known of a plan, as JSON has it."""
     record: Dict[str, Any] = {
         "onnx": header.onnx,
+        "part": "half" if is_half(header, manifest) else "segment",
         "bytes": header.size,
         "precision": header.precision,
         "fingerprint": {"backend": header.fingerprint.backend, **header.fingerprint.fields},
@@ -28,18 +39,29 @@ def plan_record(header: PlanHeader, *, found: Optional[bool] = None) -> Dict[str
     return record
 
 
-def print_plans(headers: Sequence[PlanHeader]) -> None:
-    """Print a table of plans, and what they add up to."""
-    table = Table("segment", "bytes", "precision", "build s", "valid for")
+def print_plans(headers: Sequence[PlanHeader], manifest: Manifest) -> None:
+    """Print a table of plans, and what they add up to: each holds the weights that it uses."""
+    table = Table()
+    table.add_column("graph", no_wrap=True)
+    for title in ("part", "bytes", "precision", "build s", "valid for"):
+        table.add_column(title)
+    totals: Dict[str, List[int]] = {"segment": [], "half": []}
     for header in headers:
+        part = "half" if is_half(header, manifest) else "segment"
+        totals[part].append(header.size)
         table.add_row(
             header.onnx,
+            part,
             str(header.size),
             header.precision,
             f"{header.build_s:.2f}",
             str(header.fingerprint),
         )
     Console().print(table)
-    total = sum(header.size for header in headers)
     seconds = sum(header.build_s for header in headers)
-    click.echo(f"{len(headers)} plans, {total} bytes, built in {seconds:.2f} s")
+    segments, halves = totals["segment"], totals["half"]
+    click.echo(
+        f"{len(headers)} plans, {sum(segments + halves)} bytes, built in {seconds:.2f} s: "
+        f"{len(segments)} of segments, {sum(segments)} bytes; "
+        f"{len(halves)} of halves, {sum(halves)} bytes"
+    )

@@ -28,6 +28,7 @@ from compiler.trace import Traced
 from engines.bundle import Bundle, file_entries
 from engines.errors import TraceError
 from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity, Target
+from engines.stripes import Striping
 from engines.tensors import DTYPES, Array, TensorSpec
 
 __all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare", "proved"]
@@ -207,6 +208,7 @@ def draft(
     values: Values,
     expected: Expected,
     seed: int,
+    striping: Striping | None,
 ) -> Manifest:
     """Return the manifest without digests and without the largest error."""
     weights = WEIGHTS_FILE if (folder / WEIGHTS_FILE).exists() else ""
@@ -245,6 +247,7 @@ def draft(
             compared_with=expected.reference,
         ),
         files=files,
+        striping=striping,
     )
 
 

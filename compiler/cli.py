@@ -9,8 +9,9 @@ import click
 from compiler.images import parse_image
 from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
-from compiler.pipeline import PRECISIONS, CompileOptions, compile_model
+from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
 from engines.console import command_options, print_json, progress_bar
+from engines.halves import HALVES
 
 __all__ = ["main"]
 
@@ -91,6 +92,21 @@ __all__ = ["main"]
 )
 @click.option("--workspace", metavar="SIZE", help="Most scratch memory of a layer, as in 512MB.")
 @click.option(
+    "--stripes",
+    type=click.Choice(STRIPES),
+    default="auto",
+    show_default=True,
+    help="Striped forms of the segments, so that sending and computing overlap in an inference.",
+)
+@click.option(
+    "--halves",
+    type=click.Choice(HALVES),
+    default=HALVES[0],
+    show_default=True,
+    help="Fused halves that get plans beside the segments: those of the cuts that are best "
+    "somewhere and the whole graph, none, or those of every cut. Each holds its own weights.",
+)
+@click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
@@ -125,6 +141,8 @@ def main(
     name: str | None,
     targets: tuple[str, ...],
     workspace: str | None,
+    stripes: str,
+    halves: str,
     precision: str,
     fp32: tuple[str, ...],
     as_json: bool,
@@ -153,6 +171,8 @@ def main(
         name=name,
         targets=targets,
         workspace=None if workspace is None else parse_size(workspace),
+        stripes=stripes,
+        halves=halves,
         precision=precision,
         fp32=fp32,
     )

@@ -27,6 +27,7 @@ from compiler.sources import Source, open_source, source_from_object
 from compiler.target_specs import TargetSpec, parse_target
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
+from engines.halves import HALVES
 from engines.manifest import Estimate
 from engines.tensors import Array
 
@@ -38,12 +39,17 @@ if TYPE_CHECKING:
     from compiler.cuts import Boundaries
     from compiler.graph import ValueGraph
     from compiler.proof import Expected
+    from compiler.stripes.emit import Streams
     from engines.manifest import Manifest
+    from engines.stripes import Striping
 
 __all__ = ["PRECISIONS", "CompileOptions", "Progress", "compile_model"]
 
 logger = logging.getLogger(__name__)
 
+
+STRIPES = ("auto", "none")
+"""Whether a bundle gets striped forms: wherever they can be had, or nowhere."""
 
 PRECISIONS = ("fp32", "fp16")
 """What a model can be converted to; ``fp32`` is the model as it is given."""
@@ -87,9 +93,12 @@ class CompileOptions:
         targets: What engines are for, such as ``cpu`` and ``tensorrt-rtx:sm86,sm89``; see
             ``compiler.target_specs``.
         workspace: Most scratch bytes that a layer of a plan may use.
+        halves: Fused halves that get plans beside the segments: ``auto`` for the likely ones,
+            ``none`` or ``all``.
         precision: One of :data:`PRECISIONS`: ``fp32`` leaves the model as it is, ``fp16``
             converts it to float16 between its inputs and outputs.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
+        stripes: One of :data:`STRIPES`.
     """
 
     inputs: tuple[InputSpec, ...] = ()
@@ -108,8 +117,10 @@ class CompileOptions:
     name: str | None = None
     targets: tuple[str, ...] = ("cpu",)
     workspace: int | None = None
+    halves: str = "auto"
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
+    stripes: str = "auto"
 
     def __post_init__(self) -> None:
         _ = self.cut_options  # checks them
@@ -121,9 +132,17 @@ class CompileOptions:
                     f"--opset {self.opset}: target {spec.name} takes at most {spec.opset}; "
                     "leave --opset out to have the highest that all targets take"
                 )
+        if self.halves not in HALVES:
+            raise TraceError(
+                f"--halves: expected one of {', '.join(HALVES)}, given {self.halves!r}"
+            )
         if self.precision not in PRECISIONS:
             raise TraceError(
                 f"--precision: expected one of {', '.join(PRECISIONS)}, given {self.precision!r}"
+            )
+        if self.stripes not in STRIPES:
+            raise TraceError(
+                f"--stripes: expected one of {', '.join(STRIPES)}, given {self.stripes!r}"
             )
         if self.fp32 and self.precision != "fp16":
             raise TraceError("--fp32: expected with --precision fp16, given without it")
@@ -264,12 +283,15 @@ class _Found:
     estimates: dict[str, Estimate]
     power: StatePower
     inputs: dict[str, Array]
+    streams: Streams | None
 
 
 def _find(
     prepared: Prepared, options: CompileOptions, advance: Callable[[int, int], None]
 ) -> _Found:
     from compiler import assemble, costs, cuts, graph, selection, whole
+    from compiler.stripes.emit import find_streams
+    from compiler.stripes.proposals import striped_proposers
 
     inputs = assemble.parity_inputs(prepared, options.seed)
     other = assemble.parity_inputs(prepared, options.seed + 1, fresh=True)
@@ -289,7 +311,13 @@ def _find(
         for side in (options.robot, options.server)
     )
     setting = selection.Setting(value_graph, robot, server, options.cut_options)
-    candidates = selection.choose(setting)
+    streams: Streams | None = None
+    proposers = selection.PROPOSERS
+    if options.stripes != "none":
+        images = {image.name: image.image_layout for image in prepared.images}
+        streams = find_streams(prepared.model, value_graph, images)
+        proposers = (*proposers, *striped_proposers(streams, prepared.model))
+    candidates = selection.choose(setting, proposers)
     boundaries = cuts.find_cuts(
         value_graph,
         candidates,
@@ -304,7 +332,7 @@ def _find(
         )
         for name, side in (("robot", robot), ("server", server))
     }
-    return _Found(value_graph, boundaries, estimates, robot.power, inputs)
+    return _Found(value_graph, boundaries, estimates, robot.power, inputs, streams)
 
 
 def _write(
@@ -319,11 +347,23 @@ def _write(
     finish: Callable[[Manifest], Bundle],
 ) -> Bundle:
     from compiler import assemble, proof, rounding, segments
+    from compiler.stripes.emit import write_stripes
 
     with clock("emit"), progress("writing segments") as advance:
         emitted = segments.emit(
             folder, prepared.model, found.graph, found.boundaries, progress=advance
         )
+    striping: Striping | None = None
+    if found.streams is not None:
+        with clock("emit"), progress("writing stripes") as advance:
+            striping = write_stripes(
+                folder,
+                prepared.model,
+                found.graph,
+                found.boundaries,
+                found.streams,
+                progress=advance,
+            )
     with clock("proof"), progress("proving segments") as advance:
         proof.write_parity(folder, expected)
         draft = assemble.draft(
@@ -336,6 +376,7 @@ def _write(
             found.graph.values,
             expected,
             options.seed,
+            striping,
         )
         error = 0.0
         if prepared.exact is not None:
@@ -351,6 +392,7 @@ def _write(
             draft,
             options.target_specs,
             workspace_bytes=options.workspace,
+            halves=options.halves,
             progress=advance,
         )
     with clock("report"):

@@ -19,6 +19,7 @@ from onnx import ModelProto
 
 from calibration.parity import error_of, tolerance_for, verify_cuts
 from compiler.reference import Reference
+from compiler.stripes.proof import prove_stripes
 from compiler.whole import run_whole
 from engines.backend import open_backend
 from engines.bundle import Bundle
@@ -182,7 +183,7 @@ def _prove(bundle: Bundle, expected: Expected, progress: Callable[[int, int], No
                     f"{_remedy(bundle.manifest.precision)}"
                 )
             largest = max(largest, parity.error)
-    return largest
+        return max(largest, prove_stripes(program, expected.inputs, progress=progress))
 
 
 def _prove_chain(program: Program, expected: Expected) -> float:

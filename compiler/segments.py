@@ -98,7 +98,7 @@ class Extractor:
 
     def _info(self, name: str) -> ValueInfoProto:
         spec = self._graph.values.specs[name]
-        return onnx.helper.make_tensor_value_info(name, _elem_type(spec), spec.shape)
+        return onnx.helper.make_tensor_value_info(name, elem_type(spec), spec.shape)
 
 
 def emit(
@@ -201,6 +201,6 @@ def _write(path: Path, model: ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _elem_type(spec: TensorSpec) -> int:
+def elem_type(spec: TensorSpec) -> int:
     named = {"float32": "FLOAT", "float64": "DOUBLE"}.get(spec.dtype, spec.dtype.upper())
     return int(TensorProto.DataType.Value(named))

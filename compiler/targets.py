@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,12 +10,15 @@ from compiler.target_specs import CPU, TargetSpec
 from engines.backend import open_backend
 from engines.bundle import sha256_file
 from engines.errors import BuildError
-from engines.manifest import Manifest, Segment, Target
+from engines.halves import halves_of
+from engines.manifest import Manifest, Target
 from engines.plans import PlanHeader, PlanStore
 from engines.tensorrt.backend import TensorRTOptions
 from engines.tensorrt.builder import BuildOptions
 
 __all__ = ["build_targets"]
+
+logger = logging.getLogger(__name__)
 
 
 def build_targets(
@@ -23,6 +27,7 @@ def build_targets(
     specs: Sequence[TargetSpec],
     *,
     workspace_bytes: int | None,
+    halves: str = "auto",
     progress: Callable[[int, int], None],
 ) -> dict[str, Target]:
     """Build the plans that can be built here, into ``folder``.
@@ -32,6 +37,8 @@ def build_targets(
         manifest: The bundle's manifest so far.
         specs: The targets.
         workspace_bytes: Most scratch memory that a layer may use.
+        halves: Which fused halves get plans too, one of :data:`engines.halves.HALVES`. One that
+            cannot be built is left out: its cut runs as a chain.
         progress: Called with (plans built, plans in all).
 
     Returns:
@@ -46,22 +53,32 @@ def build_targets(
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise BuildError(f"--target {twice[0]}: given twice; list its compute capabilities in one")
-    total = len(manifest.segments) * sum(1 for spec in wanted if spec.here)
+    segments = [segment.file for segment in manifest.segments]
+    fused = list(halves_of(manifest, halves).values())
+    total = len(segments + fused) * sum(1 for spec in wanted if spec.here)
     weights = sha256_file(folder / manifest.weights) if manifest.weights else ""
     targets: dict[str, Target] = {}
     done = 0
     for spec in wanted:
         plans = f"plans/{spec.name}" if spec.here else None
+        planned = fused
         if plans is not None:
             build = BuildOptions(
                 compute_capabilities=spec.compute_capabilities, workspace_bytes=workspace_bytes
             )
             backend = open_backend(spec.backend, TensorRTOptions(build=build))
             store = PlanStore(folder / plans)
-            for segment in manifest.segments:
-                path = folder / segment.file
-                plan = store.build(backend, path, weights_sha256=weights)  # type: ignore[arg-type]
-                _check_dtypes(plan.header, segment, manifest)
+            planned = []
+            for file in segments + fused:
+                try:
+                    plan = store.build(backend, folder / file, weights_sha256=weights)  # type: ignore[arg-type]
+                except BuildError as exc:
+                    if file in segments:
+                        raise
+                    logger.warning("%s: no fused half, its cut runs as a chain: %s", file, exc)
+                else:
+                    _check_dtypes(plan.header, file, manifest)
+                    planned += [file] if file in fused else []
                 done += 1
                 progress(done, total)
         targets[spec.name] = Target(
@@ -71,20 +88,20 @@ def build_targets(
             compute_capabilities=spec.compute_capabilities,
             workspace_bytes=workspace_bytes,
             plans=plans,
+            halves=tuple(planned),
         )
     return targets
 
 
-def _check_dtypes(header: PlanHeader, segment: Segment, manifest: Manifest) -> None:
+def _check_dtypes(header: PlanHeader, file: str, manifest: Manifest) -> None:
     """Refuse a plan that takes or gives other dtypes than the graph, as libraries silently do."""
-    specs = {spec.name: spec for spec in (*header.inputs, *header.outputs)}
     wrong = [
-        f"{name!r}: expected {manifest.tensors[name].dtype}, the plan has {specs[name].dtype}"
-        for name in (*segment.inputs, *segment.outputs)
-        if name in specs and specs[name].dtype != manifest.tensors[name].dtype
+        f"{spec.name!r}: expected {manifest.tensors[spec.name].dtype}, the plan has {spec.dtype}"
+        for spec in (*header.inputs, *header.outputs)
+        if spec.name in manifest.tensors and spec.dtype != manifest.tensors[spec.name].dtype
     ]
     if wrong:
         raise BuildError(
-            f"{segment.file}: {header.fingerprint.backend} changes dtypes: {'; '.join(wrong)}; "
+            f"{file}: {header.fingerprint.backend} changes dtypes: {'; '.join(wrong)}; "
             "convert them inside of forward()"
         )

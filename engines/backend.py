@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Protocol, Sequence, Tuple
+from typing import Any, Collection, Dict, List, Mapping, Protocol, Sequence, Tuple
 
 import msgspec
 
@@ -21,6 +21,7 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "BackendOptions",
+    "ChainingEngine",
     "CheckedEngine",
     "Engine",
     "available_backends",
@@ -71,6 +72,35 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds. Running it afterwards is an error."""
+
+
+class ChainingEngine(Engine, Protocol):
+    """An engine that hands its outputs to others of its backend where they are, as on a GPU.
+
+    Optional: whoever runs a chain asks its first engine for ``run_chain`` by name, and passes
+    arrays from engine to engine where there is none.
+    """
+
+    def run_chain(
+        self,
+        following: Sequence[Engine],
+        inputs: Mapping[str, Array],
+        outputs: Collection[str],
+    ) -> Dict[str, Array]:
+        """Run this engine, then ``following``, each on what the inputs and those before it gave.
+
+        Args:
+            following: Engines of the same backend, each once, in the order of the chain.
+            inputs: Arrays by name; there may be more than the chain takes.
+            outputs: Names of the tensors to return, whichever engine computes them.
+
+        Returns:
+            The outputs; the caller owns the arrays.
+
+        Raises:
+            TensorMismatchError: An input does not fit or is missing.
+            EngineError: An engine failed, or an output is computed by none of them.
+        """
 
 
 class Backend(Protocol):

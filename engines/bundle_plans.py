@@ -1,9 +1,9 @@
 """A bundle's plans: those that came with it, and those that this device built.
 
 Plans that were built when the bundle was compiled lie in the bundle, below ``plans/<target>``.
-What a device builds (``runtime build``) lies in the bundle's device folder. A segment's plan is
-looked up in both: it is taken if it was made from this very ONNX file and these weights, and fits
-this device. Only then does the backend see it.
+What a device builds (``runtime build``) lies in the bundle's device folder. The plan of a segment
+or a half is looked up in both: it is taken if it was made from this very ONNX file and these
+weights, and fits this device. Only then does the backend see it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Iterable, List, Optional, Tuple
 
 from engines.backend import Backend, BackendOptions, Engine, open_backend
 from engines.bundle import Bundle
-from engines.errors import IncompatibleError
+from engines.errors import IncompatibleError, MissingPlanError
 from engines.fingerprint import Fingerprint
 from engines.manifest import Target
 from engines.plans import PlanBuilder, PlanHeader, PlanStore, fits, plan_key
@@ -70,7 +70,7 @@ class BundlePlans:
         """Return the plan of one of the bundle's ONNX files.
 
         Raises:
-            IncompatibleError: There is none for this device; the message has both fingerprints.
+            MissingPlanError: There is none for this device; the message has both fingerprints.
             DigestError: It is not the plan that was written.
         """
         device = self._backend.fingerprint()
@@ -79,7 +79,7 @@ class BundlePlans:
             if fits(header.fingerprint, device):
                 return store.open(header.key, device)
         known = "; ".join(dict.fromkeys(str(header.fingerprint) for _, header in made))
-        raise IncompatibleError(
+        raise MissingPlanError(
             f"{onnx_path.name}: expected a plan for [{device}], "
             + (f"there are plans for [{known}]" if made else "there is none")
             + f"; `runtime build {self._bundle.folder} --backend {self.name}` builds it here"

@@ -6,7 +6,8 @@
         - ``CutError``: a cut does not exist or was refused
         - ``EmitError``: a segment could not be written, or its parity failed
     - ``EngineError``: an engine cannot be built, loaded or run
-        - ``BuildError``, ``IncompatibleError``, ``TensorMismatchError``
+        - ``BuildError``, ``TensorMismatchError``
+        - ``IncompatibleError``, of which ``MissingPlanError`` is one kind
     - ``BundleError``: a bundle cannot be opened
         - ``ManifestError``, ``DigestError``
     - ``CodecError``: bytes that a codec cannot encode or decode
@@ -40,6 +41,7 @@ __all__ = [
     "LinkError",
     "LocalProtocolError",
     "ManifestError",
+    "MissingPlanError",
     "RemoteProtocolError",
     "SourceError",
     "SplitError",
@@ -79,6 +81,10 @@ class BuildError(EngineError):
 
 class IncompatibleError(EngineError):
     """A plan or a backend does not fit this device."""
+
+
+class MissingPlanError(IncompatibleError):
+    """There is no plan of this graph for this device; a half without one stays a chain."""
 
 
 class TensorMismatchError(EngineError):

@@ -164,6 +164,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
         workspace_bytes: Most scratch memory that a layer may use; none for the library's bound.
         plans: Folder of the plans built when the bundle was compiled; none where the device builds
             them (``runtime build BUNDLE``).
+        halves: ONNX files of the fused halves that get plans beside those of the segments.
     """
 
     backend: str
@@ -172,6 +173,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     compute_capabilities: Tuple[str, ...] = ()
     workspace_bytes: Optional[int] = None
     plans: Optional[str] = None
+    halves: Tuple[str, ...] = ()
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,6 +300,7 @@ def _complaints(manifest: Manifest) -> List[str]:
     named += [s.file for s in manifest.segments]
     named += [f for c in manifest.cuts for f in (c.head, c.tail) if f is not None]
     named += [] if manifest.striping is None else manifest.striping.files()
+    named += [f for target in manifest.targets.values() for f in target.halves]
     wrong += [f"file {path!r} has no digest" for path in named if path not in manifest.files]
     for side, estimate in manifest.estimates.items():
         if len(estimate.segments_s) != len(manifest.segments):

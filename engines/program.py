@@ -5,36 +5,43 @@ How a run from cut ``a`` to cut ``b`` is carried out:
 1. Every segment has an engine, loaded at the start, so that every cut works at once.
 2. A run from ``a`` to ``b`` chains the segments that ``b`` has on the robot and ``a`` has not, in
    their order. (Cuts need not be nested; a run that would go back is an error.) It keeps an
-   environment of tensors by name, and drops each after the last segment that takes it.
-3. A fused half (head, tail or the whole graph in one engine) is faster than its chain, since a
-   backend fuses and lays out operators across segments. The first run of a half loads the fused
-   engine in the background and uses the chain meanwhile: a new cut never waits for a load.
-4. At most ``max_halves`` fused engines are kept; the one unused for longest goes first. A run
-   that is using it finishes with it.
+   environment of tensors by name, and drops each after the last segment that takes it. Engines
+   that know how to (``run_chain``) keep what is between them where it is, as on a GPU.
+3. A fused half (head, tail or the whole graph in one engine) is mostly faster than its chain,
+   since a backend fuses and lays out operators across segments. The first run of a half loads
+   the fused engine in the background, runs it once, and uses the chain meanwhile: a new cut never
+   waits for a load. Halves of which a measurement says that they do not pay (``keep_chained``),
+   and those that have no plan, stay chains.
+4. At most ``max_halves`` fused engines are kept; the one unused for longest goes first, and is
+   closed when the last run that uses it is done.
 
 Invariant: ``run`` gives the same tensors, up to the backend's rounding, whichever way it went.
 """
 
 from __future__ import annotations
 
-import logging
-import queue
-import threading
-from collections import OrderedDict
 from pathlib import PurePosixPath
-from typing import Callable, Collection, Dict, Iterator, List, Mapping, Optional, Set, Tuple
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Optional,
+    Tuple,
+)
 
 from engines.backend import Backend, Engine
 from engines.bundle import Bundle
 from engines.errors import EngineError
+from engines.fused import FusedHalves
+from engines.halves import Span, half_file
 from engines.tensors import Array, check_tensors
 
 __all__ = ["Program"]
-
-logger = logging.getLogger(__name__)
-
-Span = Tuple[int, int]
-"""Indices of the first and the last cut of a run."""
 
 Step = Tuple[int, Tuple[str, ...]]
 """Index of a segment, and the tensors that nothing takes after it."""
@@ -69,15 +76,6 @@ class Program:
         self.bundle = bundle
         self.backend = backend
         self.last = len(bundle.manifest.cuts) - 1
-        self._fuse = fuse
-        self._max_halves = max_halves
-        self._lock = threading.Lock()
-        self._halves: "OrderedDict[Span, Engine]" = OrderedDict()
-        self._refused: Set[Span] = set()
-        self._wanted: "queue.Queue[Optional[Span]]" = queue.Queue()
-        self._pending: Set[Span] = set()
-        self._loader: Optional[threading.Thread] = None
-        self._closed = False
         self._outputs = {spec.name for spec in bundle.manifest.outputs}
         self._before = [set(cut.robot_segments) for cut in bundle.manifest.cuts]
         self._steps: Dict[Span, List[Step]] = {}
@@ -88,6 +86,13 @@ class Program:
                 self._segments[segment.index] = self._load(segment.file)
                 if progress is not None:
                     progress(len(self._segments), len(wanted))
+        self._halves = FusedHalves(
+            bundle.manifest.name,
+            lambda span: self._half_file(span) is not None,
+            lambda span: self._load(self._half_file(span) or ""),
+            fuse=fuse,
+            most=max_halves,
+        )
 
     @property
     def loaded(self) -> Tuple[int, ...]:
@@ -97,7 +102,7 @@ class Program:
     def __repr__(self) -> str:
         return (
             f"<Program {self.bundle.manifest.name} on {self.backend.name}: "
-            f"{len(self._segments)} segments, {len(self._halves)} fused halves>"
+            f"{len(self._segments)} segments, {len(self._halves.spans)} fused halves>"
         )
 
     def __enter__(self) -> Program:
@@ -107,7 +112,12 @@ class Program:
         self.close()
 
     def run(
-        self, tensors: Mapping[str, Array], start: int = 0, stop: Optional[int] = None
+        self,
+        tensors: Mapping[str, Array],
+        start: int = 0,
+        stop: Optional[int] = None,
+        *,
+        fused: Optional[bool] = None,
     ) -> Dict[str, Array]:
         """Compute from cut ``start`` to cut ``stop``.
 
@@ -116,6 +126,8 @@ class Program:
                 outputs that were computed before it may be there too and are passed on.
             start: Index of the first cut.
             stop: Index of the last cut; none for the end of the model.
+            fused: Run on the fused half, which ``load_half`` has loaded, or on the chain; by
+                default on the half where it is loaded and pays.
 
         Returns:
             The frontier of cut ``stop``, and every output of the model known by then. The
@@ -130,16 +142,12 @@ class Program:
         env = self._checked(tensors, start)
         if start == stop:
             return env
-        half = self._half((start, stop))
-        if half is not None:
-            env.update(half.run({spec.name: env[spec.name] for spec in half.inputs}))
-        else:
-            for index, spent in steps:
-                engine = self._engine(index)
-                env.update(engine.run({spec.name: env[spec.name] for spec in engine.inputs}))
-                for name in spent:
-                    env.pop(name, None)
         keep = self._outputs.union(self.bundle.manifest.cuts[stop].tensors)
+        with self._halves.borrow((start, stop), fused) as half:
+            if half is not None:
+                env.update(half.run({spec.name: env[spec.name] for spec in half.inputs}))
+            else:
+                self._run_steps(steps, env, keep)
         return {name: array for name, array in env.items() if name in keep}
 
     def frontiers(self, inputs: Mapping[str, Array]) -> Iterator[Tuple[int, Dict[str, Array]]]:
@@ -177,45 +185,35 @@ class Program:
         return {spec.name: env[spec.name] for spec in self.bundle.manifest.outputs}
 
     def load_half(self, start: int, stop: int) -> bool:
-        """Load the fused engine of a half now. Returns whether there is such a half.
+        """Load the fused engine of a half now, whether it pays or not.
+
+        Returns:
+            Whether there is such a half, with a plan where the backend takes plans.
 
         Raises:
             EngineError: The backend refused it, or the program is closed.
+            DigestError: Its plan is damaged.
         """
-        span = (start, stop)
-        file = self._half_file(span)
-        if file is None:
-            return False
-        with self._lock:
-            self._check_open()
-            if span in self._halves:
-                return True
-        engine = self._load(file)
-        with self._lock:
-            self._check_open()
-            self._halves[span] = engine
-            self._halves.move_to_end(span)
-            while len(self._halves) > self._max_halves:
-                self._halves.popitem(last=False)
-        return True
+        return self._halves.load((start, stop), warm=False)
+
+    def prepare(self, start: int, stop: int) -> None:
+        """Load the fused engine of a half now, if runs are to use it. See :meth:`load_half`."""
+        if self._halves.pays((start, stop)):
+            self._halves.load((start, stop), warm=True)
+
+    def keep_chained(self, spans: Iterable[Span]) -> None:
+        """Run these halves as chains from now on: their fused engines were measured not to pay.
+
+        What is loaded of them is freed. It replaces what was said before.
+        """
+        self._halves.keep_chained(spans)
 
     def close(self) -> None:
         """Stop loading in the background and free every engine; safe to call again."""
-        with self._lock:
-            self._closed = True
-            loader, self._loader = self._loader, None
-        if loader is not None:
-            self._wanted.put(None)
-            loader.join()
-        with self._lock:
-            engines = [*self._segments.values(), *self._halves.values()]
-            self._halves.clear()
-        for engine in engines:
+        self._halves.stop()
+        for engine in self._segments.values():
             engine.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise EngineError(f"model {self.bundle.manifest.name!r} is closed")
+        self._halves.close()
 
     def _checked(self, tensors: Mapping[str, Array], start: int) -> Dict[str, Array]:
         cut = self.bundle.manifest.cuts[start]
@@ -257,56 +255,23 @@ class Program:
         self._steps[span] = steps[::-1]
         return self._steps[span]
 
-    def _half(self, span: Span) -> Optional[Engine]:
-        """Return the fused engine of a span if it is loaded; else ask for it."""
-        with self._lock:
-            engine = self._halves.get(span)
-            if engine is not None:
-                self._halves.move_to_end(span)
-                return engine
-            skip = span in self._refused or span in self._pending
-            skip = skip or self._closed or not self._fuse
-            if skip or self._half_file(span) is None:
-                return None
-            self._pending.add(span)
-            if self._loader is None:
-                self._loader = threading.Thread(
-                    target=self._load_wanted, name="splitrt-load-halves", daemon=True
-                )
-                self._loader.start()
-        self._wanted.put(span)
-        return None
+    def _run_steps(self, steps: List[Step], env: Dict[str, Array], keep: Collection[str]) -> None:
+        """Run a chain of segments on ``env`` and put what is to be kept into it."""
+        engines = [self._engine(index) for index, _ in steps]
+        run_chain: Any = getattr(engines[0], "run_chain", None)
+        if run_chain is not None and len(engines) > 1:
+            made = [spec.name for engine in engines for spec in engine.outputs]
+            env.update(run_chain(engines[1:], env, [name for name in made if name in keep]))
+            return
+        for engine, (_, spent) in zip(engines, steps):
+            env.update(engine.run({spec.name: env[spec.name] for spec in engine.inputs}))
+            for name in spent:
+                env.pop(name, None)
 
     def _half_file(self, span: Span) -> Optional[str]:
-        manifest = self.bundle.manifest
-        start, stop = span
-        steps = self._steps_of(span)
-        if len(steps) < 2:  # a single segment is its own fused half
+        if any(index not in self._segments for index, _ in self._steps_of(span)):
             return None
-        if any(index not in self._segments for index, _ in steps):
-            return None
-        if span == (0, self.last):
-            return manifest.graph
-        if start == 0:
-            return manifest.cuts[stop].head
-        return manifest.cuts[start].tail if stop == self.last else None
-
-    def _load_wanted(self) -> None:
-        while True:
-            span = self._wanted.get()
-            if span is None:
-                return
-            try:
-                self.load_half(*span)
-            except EngineError as exc:
-                if self._closed:
-                    return
-                logger.warning("half %s stays a chain of segments: %s", span, exc)
-                with self._lock:
-                    self._refused.add(span)
-            finally:
-                with self._lock:
-                    self._pending.discard(span)
+        return half_file(self.bundle.manifest, span)
 
     def _load(self, file: str) -> Engine:
         path = self.bundle.path(file)

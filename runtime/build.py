@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Callable, List, Optional, Tuple
 
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.bundle_plans import device_store, target_of
+from engines.errors import BuildError
 from engines.plans import Plan
 from engines.tensorrt.backend import TensorRTOptions
 from engines.tensorrt.builder import BuildOptions
 
 __all__ = ["build_plans"]
+
+logger = logging.getLogger(__name__)
 
 
 def build_plans(
@@ -20,15 +24,20 @@ def build_plans(
     target: Optional[str] = None,
     backend: Optional[str] = None,
     compute_capabilities: Optional[Tuple[str, ...]] = None,
+    halves: bool = True,
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> List[Plan]:
-    """Build the plan of every segment into the device folder, or find it there.
+    """Build the plans of a target into the device folder, or find them there.
+
+    Segments come first, then the target's fused halves; one of these that cannot be built is left
+    out, and its cut runs as a chain.
 
     Args:
         bundle: An opened bundle.
         target: Name of one of its targets; none where it has one only.
         backend: Backend to build with instead of the target's own.
         compute_capabilities: GPUs to build for, as ``sm86``; the target's by default.
+        halves: Build the fused halves too.
         progress: Called with (plans done, plans in all).
 
     Raises:
@@ -51,9 +60,16 @@ def build_plans(
     builder = open_backend(backend or recipe.backend, options)
     weights = manifest.files[manifest.weights].sha256 if manifest.weights else ""
     plans: List[Plan] = []
-    for segment in manifest.segments:
-        path = bundle.path(segment.file)
-        plans.append(store.build(builder, path, weights_sha256=weights))  # type: ignore[arg-type]
+    segments = [segment.file for segment in manifest.segments]
+    files = segments + (list(recipe.halves) if halves else [])
+    for done, file in enumerate(files, 1):
+        try:
+            plan = store.build(builder, bundle.path(file), weights_sha256=weights)  # type: ignore[arg-type]
+            plans.append(plan)
+        except BuildError as exc:
+            if file in segments:
+                raise
+            logger.warning("%s: no fused half, its cut runs as a chain: %s", file, exc)
         if progress is not None:
-            progress(len(plans), len(manifest.segments))
+            progress(done, len(files))
     return plans

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from calibration.energy import StatePower, parse_power
+from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
 from calibration.plans_cli import plan_record, print_plans
@@ -186,9 +187,13 @@ def infer(
 def profile(
     bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
 ) -> None:
-    """Measure how long each segment takes on this device and keep it beside the bundle."""
+    """Measure how long each segment takes on this device and keep it beside the bundle.
+
+    The likely halves are measured both as chains of segments and fused; only those that save over
+    3% are run fused from then on.
+    """
     with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
-        table = measure_latency(program, runs=runs, warmup=warmup, progress=advance)
+        table = measure_latency(program, runs=runs, warmup=warmup, halves=True, progress=advance)
         path = store_table(program.bundle, table)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
@@ -212,6 +217,7 @@ def profile(
                 "chain_ms": round(chain_ms, 4),
                 "whole_p50_ms": round(table.whole.p50_s * 1e3, 4),
                 "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
+                "halves": half_records(manifest, table),
                 "file": str(path),
             }
         )
@@ -226,8 +232,9 @@ def profile(
             " ".join(row["outputs"])[:40],
         )
     Console().print(shown)
+    print_halves(manifest, table)
     click.echo(
-        f"{table.runs} runs: segments in a chain {chain_ms:.2f} ms, whole in one engine "
+        f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
         f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"
     )
 
@@ -242,6 +249,7 @@ def profile(
     metavar="sm86,sm89",
     help="GPUs to build for, where the library builds for others than this machine's.",
 )
+@click.option("--no-halves", is_flag=True, help="Build plans of segments only, not of halves.")
 @_json
 @command_options
 def build(
@@ -249,11 +257,13 @@ def build(
     target: Optional[str],
     backend: Optional[str],
     capabilities: Optional[str],
+    no_halves: bool,
     as_json: bool,
 ) -> None:
-    """Build the plans of every segment of BUNDLE on this device and keep them beside it.
+    """Build the plans of BUNDLE on this device and keep them beside it.
 
-    The recipe is the bundle's target. Plans that are there already are not built again.
+    The recipe is the bundle's target: every segment, and the fused halves that it names. Plans
+    that are there already are not built again.
     """
     opened = Bundle.open(bundle)
     with progress_bar("building plans", len(opened.manifest.segments)) as advance:
@@ -262,12 +272,14 @@ def build(
             target=target,
             backend=backend,
             compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
+            halves=not no_halves,
             progress=advance,
         )
+    manifest = opened.manifest
     if as_json:
-        print_json([plan_record(plan.header, found=plan.found) for plan in plans])
+        print_json([plan_record(plan.header, manifest, found=plan.found) for plan in plans])
         return
-    print_plans([plan.header for plan in plans])
+    print_plans([plan.header for plan in plans], manifest)
     new = sum(1 for plan in plans if not plan.found)
     click.echo(f"{new} built, {len(plans) - new} found; in {device_store(opened).folder}")
 

@@ -154,10 +154,10 @@ class Robot:
         self.program.close()
 
     def prepare(self, cut: str) -> None:
-        """Load the fused engines of a cut now, so that its first inference runs on them."""
+        """Load the fused engines of a cut that pay, so that its first inference runs on them."""
         index = self.bundle.manifest.cut(cut).index
-        self.program.load_half(0, index)
-        self.program.load_half(index, self.program.last)
+        self.program.prepare(0, index)
+        self.program.prepare(index, self.program.last)
 
     def prepare_plan(self, plan: Plan, *, timeout_s: float = 30.0) -> bool:
         """Load a plan's forms now, on both ends, so that its first inference is striped.

@@ -25,9 +25,14 @@ _QUICK_BUDGET_S = 10.0
 def table_for(
     program: Program, *, progress: Optional[Callable[[int, int], None]] = None
 ) -> LatencyTable:
-    """Return this device's latency table; measure and keep a quick one where there is none."""
+    """Return this device's latency table; measure and keep a quick one where there is none.
+
+    The program runs as chains from then on what the table says does not pay as fused halves. A
+    quick table does not say: ``runtime profile`` measures that.
+    """
     table = load_table(program.bundle, program.backend.fingerprint())
     if table is not None:
+        program.keep_chained(table.chained)
         return table
     logger.info("no latency table for this device: measuring a quick one")
     table = measure_latency(
@@ -41,7 +46,7 @@ def table_for(
 
 
 def wire_table(table: LatencyTable) -> Table:
-    """Return what a peer needs of a table: expected seconds of segments and of their stripes."""
+    """Return what a peer needs of a table: expected seconds of segments, as they are run."""
     times = table.times()
     return Table(
         segments_s=times.segments_s,

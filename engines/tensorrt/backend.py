@@ -18,8 +18,9 @@ from engines.fingerprint import Fingerprint
 from engines.plans import CAPABILITY, TARGETS, BuiltPlan
 from engines.tensorrt.api import Api, Context, Progress, find_api, one_line, platform_name
 from engines.tensorrt.builder import BuildOptions, build_plan
-from engines.tensorrt.engine import Session, TensorRTEngine
+from engines.tensorrt.engine import TensorRTEngine
 from engines.tensorrt.memory import DeviceMemory, open_memory
+from engines.tensorrt.session import Session
 
 __all__ = ["TensorRTBackend", "TensorRTOptions", "TensorRTRTXBackend"]
 
@@ -91,13 +92,15 @@ class TensorRTBackend:
     def load(self, plan: bytes, *, folder: Path) -> TensorRTEngine:
         """Load a plan. It holds its weights: ``folder`` is not looked at.
 
+        Runs of other engines go on meanwhile: the session is held only to take memory.
+
         Raises:
             IncompatibleError: There is no GPU, or the library says that the plan is for others.
             EngineError: The library refused it.
         """
         session = self._device()
         digest = hashlib.sha256(plan).hexdigest()
-        with session.lock, session.memory.current(), self.api.errors() as errors:
+        with session.memory.current(), self.api.errors() as errors:
             try:
                 return self._load(plan, session, digest)
             except EngineError as exc:

@@ -11,7 +11,8 @@ How a run goes:
    the caller gets arrays of its own.
 3. ``run_device`` leaves outputs on the device as :class:`DeviceTensor`. The next engine reads them
    where they are. They hold until their engine runs again or is closed; using one after that is
-   an error, not a wrong result.
+   an error, not a wrong result. ``run_chain`` is made of such steps: what enters is copied over
+   once, what is wanted is copied back from where it was computed, and all is waited for once.
 4. The first run at given addresses is done as it is, since the library allocates in it. The second
    is captured as a CUDA graph; later ones launch it. Where capturing fails, runs go on without.
    A library that makes graphs itself (TensorRT-RTX) is left to it.
@@ -22,7 +23,6 @@ Invariant: nothing is freed, and no pinned memory is read or written, while the 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
 from contextlib import contextmanager
 from typing import (
@@ -43,13 +43,13 @@ from typing import (
 
 import numpy as np
 
-from engines.backend import CheckedEngine
+from engines.backend import CheckedEngine, Engine
 from engines.errors import EngineError
 from engines.tensorrt.api import Api, Context, IoTensor, one_line
-from engines.tensorrt.memory import DeviceMemory
+from engines.tensorrt.session import Session
 from engines.tensors import Array, TensorSpec, check_tensors
 
-__all__ = ["DeviceTensor", "Session", "TensorRTEngine", "run_chain"]
+__all__ = ["DeviceTensor", "TensorRTEngine", "run_chain"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,50 +62,14 @@ _MOST_PLACES = 64
 Addresses = Tuple[int, ...]
 
 
-class Session:
-    """What the engines of a backend share: device memory, a stream and a lock.
-
-    The stream is made for the first engine and freed with the last.
-    """
-
-    def __init__(self, memory: DeviceMemory) -> None:
-        self.memory = memory
-        self.lock = threading.RLock()
-        self._stream: Optional[int] = None
-        self._users = 0
-
-    @contextmanager
-    def use(self) -> Iterator[int]:
-        """Hold the device in this thread; gives the stream."""
-        with self.lock, self.memory.current():
-            if self._stream is None:
-                raise AssertionError("a session without engines was used")
-            yield self._stream
-
-    def join(self) -> None:
-        """Count an engine in."""
-        with self.lock, self.memory.current():
-            if self._stream is None:
-                self._stream = self.memory.create_stream()
-            self._users += 1
-
-    def leave(self) -> None:
-        """Count an engine out."""
-        with self.lock, self.memory.current():
-            self._users -= 1
-            if self._users == 0 and self._stream is not None:
-                stream, self._stream = self._stream, None
-                self.memory.destroy_stream(stream)
-
-
 class DeviceTensor(NamedTuple):
-    """A tensor that is on the device, in the buffer of the engine that computed it.
+    """A tensor that is on the device, in a buffer of the engine that computed or was given it.
 
     Attributes:
         spec: Its name, dtype and shape.
         address: Where it is.
-        engine: What computed it.
-        generation: Which run of that engine did.
+        engine: Whose buffer it is.
+        generation: Which run of that engine it belongs to.
     """
 
     spec: TensorSpec
@@ -172,7 +136,7 @@ class TensorRTEngine(CheckedEngine):
         self._warm: Set[Addresses] = set()
         self._graphs: "OrderedDict[Addresses, Any]" = OrderedDict()
         self._generation = 0
-        self._unsettled = False
+        self._put_at: Optional[int] = None
         session.join()
         try:
             self._allocate()
@@ -211,28 +175,41 @@ class TensorRTEngine(CheckedEngine):
             EngineError: A tensor is stale or of another backend, or the library failed.
         """
         with self._session.lock:
-            if self._closed:
-                raise EngineError(f"engine {self._name!r} is closed; load it again to run it")
+            self._check_open()
             given, there = self._checked(inputs)
             unknown = set(to_host).difference(spec.name for spec in self._outputs)
             if unknown:
                 raise EngineError(f"engine {self._name!r} has no outputs {sorted(unknown)}")
             with self._session.use() as stream:
                 arrays = self._compute(stream, given, there, tuple(to_host))
-            left: Dict[str, Given] = {}
-            for spec in self._outputs:
-                address = self._buffers[spec.name]
-                on_device = DeviceTensor(spec, address, self, self._generation)
-                left[spec.name] = arrays.get(spec.name, on_device)
-            return left
+            return {**self._left(self._outputs), **arrays}
+
+    def run_chain(
+        self,
+        following: Sequence[Engine],
+        inputs: Mapping[str, Array],
+        outputs: Collection[str],
+    ) -> Dict[str, Array]:
+        """Run a chain that stays on the device. See :meth:`ChainingEngine.run_chain`."""
+        return run_chain([self, *following], inputs, outputs)
 
     def wait(self) -> None:
         """Wait until everything that runs have put on the device is done."""
         with self._session.use() as stream:
-            self._session.memory.synchronize(stream)
-            self._unsettled = False
+            self._session.wait(stream)
 
     # --- a run ---
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(f"engine {self._name!r} is closed; load it again to run it")
+
+    def _left(self, specs: Sequence[TensorSpec]) -> Dict[str, DeviceTensor]:
+        """Return tensors of the latest run that are in this engine's buffers."""
+        return {
+            spec.name: DeviceTensor(spec, self._buffers[spec.name], self, self._generation)
+            for spec in specs
+        }
 
     def _run(self, inputs: Dict[str, Array]) -> Dict[str, Array]:
         with self._session.use() as stream:
@@ -269,13 +246,25 @@ class TensorRTEngine(CheckedEngine):
         there: Mapping[str, DeviceTensor],
         to_host: Sequence[str],
     ) -> Dict[str, Array]:
-        """Do a run. The session is held; what is on the stream when this fails is waited for."""
+        """Do a run, and wait for it if something is to return. The session is held."""
+        self._put(stream, arrays, there, to_host)
+        return self._collect(stream, to_host) if to_host else {}
+
+    def _put(
+        self,
+        stream: int,
+        arrays: Mapping[str, Array],
+        there: Mapping[str, DeviceTensor],
+        to_host: Sequence[str],
+    ) -> None:
+        """Put a run on the stream. What is there when this fails is waited for by the next."""
         memory = self._session.memory
         self._generation += 1  # what earlier runs left on the device is overwritten from here on
-        try:
+        with self._failures():
             if arrays:
-                # A run that returned nothing to the host may not have read pinned memory yet.
+                # A run that nobody has waited for may not have read pinned memory yet.
                 self._settle(stream)
+            self._put_at = self._session.waits
             for name, array in arrays.items():
                 self._host_view(name)[...] = array
                 if array.nbytes:
@@ -286,21 +275,26 @@ class TensorRTEngine(CheckedEngine):
                 self._host_view(name)
                 if self._pinned[name].nbytes:
                     memory.to_host(self._pinned[name], self._buffers[name], stream)
-            self._unsettled = True
-            if to_host:
-                memory.synchronize(stream)
-                self._unsettled = False
+
+    def _collect(self, stream: int, names: Sequence[str]) -> Dict[str, Array]:
+        """Wait, if nobody has since the latest run, and return what was copied back."""
+        with self._failures():
+            self._settle(stream)
+        return {name: self._host[name].copy() for name in names}
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Give errors this engine's name."""
+        try:
+            yield
+        except EngineError as exc:
+            raise EngineError(f"engine {self._name!r}: {exc}") from exc
         except Exception as exc:  # TensorRT and CUDA bindings raise errors of every kind
-            self._unsettled = True
-            if isinstance(exc, EngineError):
-                raise EngineError(f"engine {self._name!r}: {exc}") from exc
             raise EngineError(f"engine {self._name!r} failed: {one_line(exc)}") from exc
-        return {name: self._host[name].copy() for name in to_host}
 
     def _settle(self, stream: int) -> None:
-        if self._unsettled:
-            self._session.memory.synchronize(stream)
-            self._unsettled = False
+        if self._put_at == self._session.waits:
+            self._session.wait(stream)
 
     def _bind(self, there: Mapping[str, DeviceTensor]) -> None:
         """Tell the library where every tensor is, where that has changed."""
@@ -426,30 +420,39 @@ class TensorRTEngine(CheckedEngine):
 
 
 def run_chain(
-    engines: Sequence[TensorRTEngine], inputs: Mapping[str, Array], outputs: Collection[str]
+    engines: Sequence[Engine], inputs: Mapping[str, Array], outputs: Collection[str]
 ) -> Dict[str, Array]:
-    """Run engines one after another; only ``inputs`` and ``outputs`` cross over.
+    """Run engines one after another; only ``inputs`` and ``outputs`` cross over, each once.
 
     Args:
         engines: Engines of one backend, each once, in an order in which each finds its inputs.
-        inputs: Arrays by name.
+        inputs: Arrays by name; there may be more than the chain takes.
         outputs: Names of the tensors to return; arrays that the caller owns.
 
     Raises:
         TensorMismatchError: An input does not fit or is missing.
         EngineError: An engine failed, or an output is computed by none of them.
     """
-    wanted = set(outputs)
-    known: Dict[str, Given] = dict(inputs)
-    if not engines:
-        raise AssertionError("a chain of no engines")
-    with engines[0]._session.lock:  # another run between two engines would overwrite buffers
-        for engine in engines:
-            own = {spec.name: known[spec.name] for spec in engine.inputs if spec.name in known}
-            given = wanted.intersection(spec.name for spec in engine.outputs)
-            left = engine.run_device(own, to_host=sorted(given))
-            known.update(left)
-        missing = [name for name in outputs if not isinstance(known.get(name), np.ndarray)]
+    chain = [engine for engine in engines if isinstance(engine, TensorRTEngine)]
+    if not chain or len(chain) < len(engines):
+        raise AssertionError(f"a chain of {[type(engine).__name__ for engine in engines]}")
+    maker = {spec.name: engine for engine in chain for spec in engine.outputs}
+    missing = sorted(set(outputs).difference(maker))
     if missing:
-        raise EngineError(f"a chain of {len(engines)} engines does not give {sorted(missing)}")
-    return {name: array for name in outputs if isinstance(array := known[name], np.ndarray)}
+        raise EngineError(f"a chain of {len(chain)} engines does not give {missing}")
+    session = chain[0]._session
+    with session.lock:  # another run between two engines would overwrite buffers
+        for engine in chain:
+            engine._check_open()
+        known: Dict[str, Given] = dict(inputs)
+        with session.use() as stream:
+            for engine in chain:
+                own = {spec.name: known[spec.name] for spec in engine.inputs if spec.name in known}
+                arrays, there = engine._checked(own)
+                engine._put(stream, arrays, there, [n for n in outputs if maker[n] is engine])
+                entered = [spec for spec in engine.inputs if spec.name in arrays]
+                known.update(engine._left((*entered, *engine._outputs)))
+            given: Dict[str, Array] = {}
+            for engine in reversed(chain):  # the last waits for all
+                given.update(engine._collect(stream, [n for n in outputs if maker[n] is engine]))
+    return {name: given[name] for name in outputs}

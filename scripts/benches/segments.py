@@ -1,16 +1,59 @@
-"""Segments: the price of being able to cut anywhere, on the demo's bundle."""
+"""Segments: the price of being able to cut anywhere, and which fused halves are worth it."""
 
 from __future__ import annotations
 
 from benches.row import Row, medians
-from benches.workloads import demo_bundle
+from benches.workloads import ChainNet, DenseNet, demo_bundle, model_bundle
 
+from calibration.measure import measure_latency
 from engines.backend import BackendOptions, open_backend
+from engines.bundle import Bundle
+from engines.halves import segments_of
 from engines.program import Program
 
 
 def run() -> list[Row]:
-    """Compare chains of segments, and two fused halves, with the whole graph."""
+    """Compare chains with what is fused: the demo's cut in several ways, then model by model."""
+    bundles = [
+        demo_bundle(),
+        model_bundle(ChainNet(), ChainNet.INPUT),
+        model_bundle(DenseNet(), DenseNet.INPUT),
+    ]
+    return _demo() + [row for bundle in bundles for row in _halves(bundle)]
+
+
+def _halves(bundle: Bundle) -> list[Row]:
+    """Measure the likely halves both ways, and print the whole and the two that differ most."""
+    backend = open_backend("ort", BackendOptions(threads=1))
+    manifest = bundle.manifest
+    with Program(bundle, backend, fuse=False) as program:
+        table = measure_latency(program, runs=30, budget_s=30.0, halves=True)
+        last = program.last
+    # The whole first, then the halves by what fusing saves.
+    ordered = sorted(table.halves, key=lambda h: ((h.start, h.stop) != (0, last), -h.ratio))
+    shown = ordered[:2] + ordered[-1:] if len(ordered) > 3 else ordered
+    rows = []
+    for half in shown:
+        side = (
+            "whole" if (half.start, half.stop) == (0, last) else "tail" if half.start else "head"
+        )
+        cut = "" if side == "whole" else f" of {manifest.cuts[half.start or half.stop].id}"
+        count = len(segments_of(manifest, (half.start, half.stop)))
+        rows.append(
+            Row(
+                "segments",
+                f"{manifest.name}, 1 thread, {side}{cut}: chain of {count}",
+                half.chain.p50_s * 1e3,
+                "ms",
+                f"fused {half.fused.p50_s * 1e3:.2f} ms",
+                half.ratio,
+                f"runs {'fused' if half.pays else 'as a chain'}",
+            )
+        )
+    return rows
+
+
+def _demo() -> list[Row]:
     bundle, every = demo_bundle(), demo_bundle(cuts="all")
     inputs, _ = bundle.parity_vectors()
     backend = open_backend("ort", BackendOptions(threads=1))

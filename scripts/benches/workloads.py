@@ -28,6 +28,38 @@ def demo_bundle(*, cuts: str = "auto") -> Bundle:
         return bundle
 
 
+def model_bundle(model: torch.nn.Module, shape: tuple[int, ...]) -> Bundle:
+    """Return the bundle of a small model with one input, compiled if it is not there."""
+    path = BUILD / f"bench-{type(model).__name__.lower()}.bundle"
+    try:
+        return Bundle.open(path)
+    except BundleError:
+        bundle, _ = compile_model((model.eval(), (torch.zeros(shape),)), path)
+        return bundle
+
+
+class DenseNet(torch.nn.Module):
+    """Twelve convolutions, each on all before it: float32 [1, 3, 56, 56] in. Wide frontiers."""
+
+    INPUT = (1, 3, 56, 56)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 32, 3, padding=1)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Conv2d(32 + 16 * depth, 16, 3, padding=1) for depth in range(12)
+        )
+        self.end = torch.nn.Linear(32 + 16 * 12, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute ten scores, float32 [1, 10]."""
+        kept = [self.stem(x)]
+        for layer in self.layers:
+            kept.append(torch.relu(layer(torch.cat(kept, 1))))
+        return self.end(torch.cat(kept, 1).mean((2, 3)))
+
+
 class ChainNet(torch.nn.Sequential):
     """Twelve blocks of convolution and ReLU, 128 channels: float32 [1, 3, 56, 56] in."""
 

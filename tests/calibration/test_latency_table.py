@@ -8,7 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from calibration.latency_table import LatencyTable, Timing, load_table, store_table, table_path
+from calibration.latency_table import (
+    HalfTiming,
+    LatencyTable,
+    Timing,
+    load_table,
+    store_table,
+    table_path,
+)
 from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.fingerprint import Fingerprint
@@ -124,6 +131,40 @@ def test_a_failed_write_leaves_the_old_table_and_no_litter(
         store_table(bundle, _table(bundle, whole_s=1))
     assert os.listdir(bundle.device_folder) == [path.name]
     assert load_table(bundle, HERE) == _table(bundle)
+
+
+def test_a_table_without_halves_is_read_and_says_nothing_of_them(bundle: Bundle) -> None:
+    path = store_table(bundle, _table(bundle))
+    record = json.loads(path.read_bytes())
+    del record["halves"]
+    path.write_text(json.dumps(record))
+    table = load_table(bundle, HERE)
+    assert table is not None
+    assert table.halves == ()
+    assert table.chained == ()
+
+
+@pytest.mark.parametrize(
+    ("chain_s", "fused_s", "pays"),
+    [(1.031, 1.0, True), (1.029, 1.0, False), (0.5, 1.0, False), (0.0, 0.0, False),
+     (0.1, 0.0, True)],
+)  # fmt: skip
+def test_a_half_pays_where_its_chain_takes_over_3_percent_longer(
+    bundle: Bundle, chain_s: float, fused_s: float, pays: bool
+) -> None:
+    half = HalfTiming(0, 3, Timing(chain_s, chain_s), Timing(fused_s, fused_s))
+    assert half.pays == pays
+    table = msgspec.structs.replace(_table(bundle), halves=(half,))
+    store_table(bundle, table)
+    assert load_table(bundle, HERE) == table
+    assert table.chained == (() if pays else ((0, 3),))
+
+
+@pytest.mark.parametrize("span", [(-1, 3), (3, 3), (4, 3), (0, 8)])
+def test_a_half_outside_the_bundle_is_no_table(bundle: Bundle, span: tuple[int, int]) -> None:
+    half = HalfTiming(*span, Timing(1, 1), Timing(1, 1))
+    store_table(bundle, msgspec.structs.replace(_table(bundle), halves=(half,)))
+    assert load_table(bundle, HERE) is None
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from calibration.measure import measure_latency
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle, file_entries, new_bundle
 from engines.bundle_plans import BundlePlans, device_store, open_bundle_backend, target_of
 from engines.errors import DigestError, IncompatibleError
 from engines.fingerprint import Fingerprint
+from engines.halves import halves_of
 from engines.manifest import Target
 from engines.plans import BuiltPlan, PlanStore
 from engines.program import Program
@@ -122,12 +125,59 @@ def test_a_damaged_plan_of_the_device_folder_is_refused(bundle: Bundle) -> None:
         Program(bundle, BundlePlans(bundle, other))
 
 
-def test_halves_without_a_plan_stay_chains(bundle: Bundle) -> None:
+def test_halves_without_a_plan_stay_chains_and_it_is_said_once(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    inputs, _ = bundle.parity_vectors()
     with Program(bundle, BundlePlans(bundle, FakeGpu())) as program:
-        with pytest.raises(IncompatibleError):
-            program.load_half(0, program.last)
-        inputs, _ = bundle.parity_vectors()
+        assert not program.load_half(0, program.last)
+        assert not program.load_half(0, program.last)
+        for _ in range(5):
+            assert set(program.outputs(program.run(inputs))) == {"pooled", "logits"}
+    said = [record for record in caplog.records if "stays a chain" in record.message]
+    assert [record.levelname for record in said] == ["INFO"]
+    assert "there is none" in said[0].message
+
+
+def test_what_has_no_plan_is_measured_as_a_chain(bundle: Bundle) -> None:
+    with Program(bundle, BundlePlans(bundle, FakeGpu())) as program:
+        table = measure_latency(program, runs=3, warmup=0, halves=True)
+    assert table.halves == ()
+    assert table.whole.p50_s > 0
+
+
+def test_halves_run_on_their_plans(bundle: Bundle) -> None:
+    gpu = FakeGpu()
+    inputs, _ = bundle.parity_vectors()
+    expected = toy_outputs(inputs)
+    halves = halves_of(bundle.manifest, "all")
+    for file in halves.values():
+        device_store(bundle).build(gpu, bundle.path(file))
+    with Program(bundle, BundlePlans(bundle, gpu), max_halves=99) as program:
+        assert all(program.load_half(*span) for span in halves)
+        for start, stop in halves:
+            env = program.run(inputs, 0, start, fused=False)
+            env = program.run(env, start, stop, fused=True)
+            outputs = program.outputs(program.run(env, stop, fused=False))
+            assert all(np.allclose(outputs[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_a_damaged_plan_of_a_half_leaves_the_chain(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    gpu = FakeGpu()
+    plan = device_store(bundle).build(gpu, bundle.path(bundle.manifest.graph))
+    (device_store(bundle).folder / plan.header.file).write_bytes(b"damaged")
+    inputs, _ = bundle.parity_vectors()
+    with Program(bundle, BundlePlans(bundle, gpu)) as program:
+        program.run(inputs)
+        until = time.monotonic() + 30
+        while "stays a chain" not in caplog.text:
+            assert time.monotonic() < until
+            time.sleep(0.005)
         assert set(program.outputs(program.run(inputs))) == {"pooled", "logits"}
+    assert "builds it again" in caplog.text
 
 
 def test_targets_by_name(bundle: Bundle, toy: Bundle) -> None:

@@ -29,6 +29,17 @@ def test_it_survives_writing_and_reading(toy: Bundle) -> None:
     assert encode_manifest(decode_manifest(text, where="here")) == text
 
 
+def test_the_halves_of_a_target_are_files_of_the_bundle(record: dict[str, Any]) -> None:
+    target = {"backend": "tensorrt", "opset": 18, "precision": "fp32"}
+    older = _decode({**record, "targets": {"jetson": target}})
+    assert older.targets["jetson"].halves == ()
+    target["halves"] = ["graph/model.onnx"]
+    assert _decode({**record, "targets": {"jetson": target}}).targets["jetson"].halves
+    target["halves"] = ["graph/head_none.onnx"]
+    with pytest.raises(ManifestError, match=r"'graph/head_none\.onnx' has no digest"):
+        _decode({**record, "targets": {"jetson": target}})
+
+
 def test_cuts_and_specifications_are_found_by_name(toy: Bundle) -> None:
     cut = toy.manifest.cuts[3]
     assert toy.manifest.cut(cut.id) is cut

@@ -12,7 +12,7 @@ from calibration.parity import seeded_inputs
 from engines.backend import BackendOptions, Engine, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError, TensorMismatchError
-from engines.ort import OrtBackend
+from engines.ort import OrtBackend, OrtEngine
 from engines.program import Program
 from tests.toy import FRONTIERS, toy_outputs
 
@@ -27,7 +27,7 @@ def _threads(name: str) -> list[threading.Thread]:
 
 def _wait_for_half(program: Program, span: tuple[int, int]) -> None:
     until = time.monotonic() + 30
-    while span not in program._halves:
+    while span not in program._halves.spans:
         assert time.monotonic() < until, f"half {span} was never loaded"
         time.sleep(0.005)
 
@@ -146,13 +146,13 @@ class TestFusing:
                 for _ in range(3):
                     outputs = program.outputs(program.run(inputs))
                     np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=1e-5)
-                assert not program._halves
+                assert not program._halves.spans
             finally:
                 backend.gate.set()
             _wait_for_half(program, (0, LAST))
             assert len(backend.loads) == LAST + 1, "asked for once, loaded once"
             used: list[object] = []
-            half = program._halves[0, LAST]
+            half = program._halves._halves[0, LAST].engine
             run = half.run
             half.run = lambda tensors: (used.append(1), run(tensors))[1]  # type: ignore[method-assign]
             outputs = program.outputs(program.run(inputs))
@@ -178,7 +178,7 @@ class TestFusing:
     def test_without_fusing_nothing_is_loaded(self, toy: Bundle, inputs: Tensors) -> None:
         with Program(toy, open_backend("ort"), fuse=False) as program:
             program.run(inputs)
-            assert program._loader is None
+            assert program._halves._loader is None
 
     def test_the_half_unused_for_longest_goes_first(self, toy: Bundle, inputs: Tensors) -> None:
         with Program(toy, open_backend("ort"), fuse=False, max_halves=2) as program:
@@ -186,14 +186,117 @@ class TestFusing:
             assert program.load_half(0, 3)
             program.run(inputs, 0, 2)
             assert program.load_half(0, 4)
-            assert list(program._halves) == [(0, 2), (0, 4)]
+            assert program._halves.spans == ((0, 2), (0, 4))
 
-    def test_an_evicted_half_finishes_its_run(self, toy: Bundle, inputs: Tensors) -> None:
+    def test_an_evicted_half_finishes_its_run_and_is_closed_then(
+        self, toy: Bundle, inputs: Tensors
+    ) -> None:
         with Program(toy, open_backend("ort"), fuse=False, max_halves=1) as program:
             program.load_half(0, 3)
-            half = program._halves[0, 3]
+            with program._halves.borrow((0, 3), fused=None) as half:
+                assert isinstance(half, OrtEngine)
+                assert program.load_half(0, 4)
+                assert program._halves.spans == ((0, 4),)
+                assert set(half.run(inputs)) == {"b", "m"}
+            with pytest.raises(EngineError, match="closed"):
+                half.run(inputs)
+
+    def test_an_evicted_half_that_nobody_uses_is_closed_at_once(self, toy: Bundle) -> None:
+        with Program(toy, open_backend("ort"), fuse=False, max_halves=1) as program:
+            program.load_half(0, 3)
+            half = program._halves._halves[0, 3].engine
             program.load_half(0, 4)
-            assert set(half.run(inputs)) == {"b", "m"}
+            assert "closed" in repr(half)
+
+    def test_a_half_that_does_not_pay_stays_a_chain_and_is_freed(
+        self, toy: Bundle, inputs: Tensors, expected: Tensors
+    ) -> None:
+        with Program(toy, open_backend("ort")) as program:
+            program.load_half(0, LAST)
+            half = program._halves._halves[0, LAST].engine
+            program.keep_chained([(0, LAST), (0, 3)])
+            assert "closed" in repr(half)
+            outputs = program.outputs(program.run(inputs))
+            np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=1e-5)
+            program.prepare(0, LAST)
+            program.prepare(0, 3)
+            assert program._halves.spans == ()
+            assert program._halves._loader is None
+            program.keep_chained([])
+            program.prepare(0, 3)
+            assert program._halves.spans == ((0, 3),)
+
+    def test_a_half_that_was_measured_not_to_pay_while_it_loaded_is_not_kept(
+        self, toy: Bundle, inputs: Tensors
+    ) -> None:
+        backend = SlowBackend()
+        with Program(toy, backend) as program:
+            program.run(inputs)
+            program.keep_chained([(0, LAST)])
+            backend.gate.set()
+            program._halves.stop()
+            assert program._halves.spans == ()
+
+    def test_a_half_that_cannot_run_stays_a_chain(
+        self, toy: Bundle, inputs: Tensors, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        made: list[Engine] = []
+
+        class Failing(OrtBackend):
+            def load(self, plan: bytes, *, folder: Path) -> Engine:
+                engine = super().load(plan, folder=folder)
+                if threading.current_thread().name == "splitrt-load-halves":
+                    made.append(engine)
+                    engine._session = None
+                return engine
+
+        with Program(toy, Failing()) as program:
+            program.run(inputs)
+            until = time.monotonic() + 30
+            while "stays a chain" not in caplog.text:
+                assert time.monotonic() < until
+                time.sleep(0.005)
+            assert program._halves.spans == ()
+            assert "closed" in repr(made[0])
+            assert set(program.outputs(program.run(inputs))) == {"pooled", "logits"}
+        assert len(made) == 1
+
+    def test_either_way_can_be_asked_for(
+        self, toy: Bundle, inputs: Tensors, expected: Tensors
+    ) -> None:
+        with Program(toy, open_backend("ort")) as program:
+            with pytest.raises(AssertionError, match="not loaded"):
+                program.run(inputs, fused=True)
+            program.run(inputs, fused=False)
+            assert program._halves._loader is None
+            program.load_half(0, LAST)
+            program.keep_chained([(0, 3)])
+            used: list[object] = []
+            half = program._halves._halves[0, LAST].engine
+            run = half.run
+            half.run = lambda tensors: (used.append(1), run(tensors))[1]  # type: ignore[method-assign]
+            for fused, runs in ((True, 1), (False, 1), (None, 2)):
+                outputs = program.outputs(program.run(inputs, fused=fused))
+                np.testing.assert_allclose(outputs["logits"], expected["logits"], atol=1e-5)
+                assert len(used) == runs
+
+    def test_a_half_loaded_in_the_background_has_run_before_it_is_used(
+        self, toy: Bundle, inputs: Tensors
+    ) -> None:
+        ran: list[int] = []
+
+        class Counting(OrtBackend):
+            def load(self, plan: bytes, *, folder: Path) -> Engine:
+                engine = super().load(plan, folder=folder)
+                if threading.current_thread().name == "splitrt-load-halves":
+                    run = engine.run
+                    engine.run = lambda given: (ran.append(len(given)), run(given))[1]  # type: ignore[method-assign]
+                return engine
+
+        with Program(toy, Counting()) as program:
+            program.run(inputs)
+            _wait_for_half(program, (0, LAST))
+            assert ran == [1]
 
     @pytest.mark.parametrize("span", [(0, 0), (3, 3), (0, 1), (2, 3), (1, 4), (LAST - 1, LAST)])
     def test_single_segments_and_inner_spans_have_no_half(

@@ -427,10 +427,10 @@ class TestThreads:
         slow, enqueue = bench.memory.to_device, threading.local()
 
         def to_device(address: int, host: np.ndarray, stream: int) -> None:
+            slow(address, host, stream)
             if getattr(enqueue, "slow", False):
                 entered.set()
                 go_on.wait(10)
-            slow(address, host, stream)
 
         monkeypatch.setattr(bench.memory, "to_device", to_device)
         engine = bench.adder()

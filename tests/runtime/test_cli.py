@@ -254,6 +254,11 @@ class TestOtherCommands:
         assert [row["segment"] for row in record["segments"]] == list(range(7))
         assert all(row["p50_ms"] <= row["p95_ms"] for row in record["segments"])
         assert record["fingerprint"]["backend"] == "ort"
+        whole = record["halves"][0]
+        assert (whole["cut"], whole["half"], whole["segments"]) == ("", "whole", 7)
+        assert whole["ratio"] > 0
+        assert whole["runs_as"] == ("fused" if whole["ratio"] > 1.03 else "chain")
+        assert "chain/fused" in result.stdout
         kept = Path(record["file"])
         assert kept.is_file()
         assert kept.parent == Bundle.open(toy_copy).device_folder

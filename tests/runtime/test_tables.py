@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from calibration.latency_table import LatencyTable, Timing, load_table, store_table
+from calibration.latency_table import HalfTiming, LatencyTable, Timing, load_table, store_table
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.fingerprint import Fingerprint
@@ -38,6 +38,22 @@ def test_a_kept_table_is_used_and_nothing_measured(
     store_table(loaded.bundle, _table(loaded))
     monkeypatch.setattr(tables, "measure_latency", None)
     assert table_for(loaded) == _table(loaded)
+
+
+def test_what_does_not_pay_runs_as_a_chain(loaded: Program) -> None:
+    slow, quick = Timing(1.0, 1.0), Timing(0.5, 0.5)
+    halves = (HalfTiming(0, 7, slow, slow), HalfTiming(0, 3, slow, quick))
+    store_table(loaded.bundle, msgspec.structs.replace(_table(loaded), halves=halves))
+    loaded.load_half(0, 7)
+    table_for(loaded)
+    loaded.prepare(0, 7)
+    loaded.prepare(0, 3)
+    loaded.prepare(0, 4)  # never measured: fused
+    assert loaded._halves.spans == ((0, 3), (0, 4))
+
+
+def test_a_quick_table_decides_nothing(loaded: Program) -> None:
+    assert table_for(loaded).halves == ()
 
 
 def test_where_there_is_none_a_quick_one_is_measured_and_kept(loaded: Program) -> None:

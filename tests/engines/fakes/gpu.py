@@ -3,7 +3,7 @@
 What is put on a stream is done when the stream is synchronised, not before: a missing wait, a
 skipped copy or a wrong order gives wrong results, as it does on a GPU. New memory holds rubbish.
 Memory that is freed while something on a stream may need it, freed twice or used after that, calls
-without a current context, and two threads at once are errors.
+without a current context, and two threads with the stream at once are errors.
 """
 
 from __future__ import annotations
@@ -58,17 +58,13 @@ class FakeMemory:
 
     def enqueue(self, stream: int, work: Work) -> None:
         assert stream in self.streams, f"stream {stream} is not there"
+        self._touched()
         self.capturing.get(stream, self.streams[stream]).append(work)
 
     # --- DeviceMemory ---
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        me = threading.get_ident()
-        with self._guard:
-            if self._inside - {me}:
-                self.overlaps += 1
-            self._inside.add(me)
         self._here.depth = getattr(self._here, "depth", 0) + 1
         try:
             yield
@@ -76,7 +72,7 @@ class FakeMemory:
             self._here.depth -= 1
             if not self._here.depth:
                 with self._guard:
-                    self._inside.discard(me)
+                    self._inside.discard(threading.get_ident())
 
     def allocate(self, nbytes: int) -> int:
         self._called("allocate")
@@ -165,8 +161,18 @@ class FakeMemory:
     def _called(self, name: str) -> None:
         assert getattr(self._here, "depth", 0), f"{name} without a current context"
         self.calls.append(name)
+        if name != "allocate":
+            self._touched()
         if name in self.faults:
             raise EngineError(f"{name}: out of luck (CUDA error 2)")
+
+    def _touched(self) -> None:
+        """Note who has the stream, from its first call to the end of its ``current``."""
+        me = threading.get_ident()
+        with self._guard:
+            if self._inside - {me}:
+                self.overlaps += 1
+            self._inside.add(me)
 
     def _idle(self, what: str) -> None:
         assert not any(self.streams.values()), f"{what} was freed while the stream needs it"
