@@ -1,21 +1,21 @@
 """Which cut is best over a range of goodputs, by how much, and what that means in words.
 
-Pure: from a manifest, the segments' times on both sides and a round trip.
+Serial plans only; ``calibration.modes`` adds the striped ones. Pure: from prepared plans and
+a round trip.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
+from typing import List, Tuple
 
 import numpy as np
 
-from calibration.energy import StatePower
-from calibration.predictor import CutCosts, cut_costs, predict
+from calibration.prepared import PreparedPlans
 from engines.manifest import Manifest
 from engines.tensors import Array
 
-__all__ = ["Choices", "Stretch", "choices", "mbps", "verdict"]
+__all__ = ["Choices", "Stretch", "choices", "goodput_range", "mbps", "stretch_range", "verdict"]
 
 LOWEST_BPS = 0.5e6
 HIGHEST_BPS = 10e9
@@ -62,34 +62,29 @@ class Choices:
     stretches: Tuple[Stretch, ...]
 
 
+def goodput_range() -> Array:
+    """Return the goodputs over which choices are compared, in bits per second."""
+    return np.geomspace(LOWEST_BPS, HIGHEST_BPS, _POINTS)
+
+
 def choices(
-    manifest: Manifest,
-    robot_s: Sequence[float],
-    server_s: Sequence[float],
-    *,
-    rtt_s: float,
-    energy: bool = False,
-    power: StatePower = StatePower(),
+    manifest: Manifest, plans: PreparedPlans, *, rtt_s: float, objective: str = "latency"
 ) -> Choices:
     """Find the best cut for every goodput.
 
     Args:
         manifest: The bundle's manifest.
-        robot_s: Seconds of each segment on the robot.
-        server_s: Seconds of each segment on the server.
+        plans: Its cuts, prepared; striped plans among them are left out.
         rtt_s: Round trip in seconds.
-        energy: Compare the robot's joules instead of seconds.
-        power: The robot's power by state.
+        objective: ``latency`` or ``energy``.
     """
-    costs: CutCosts = cut_costs(manifest, robot_s, server_s)
-    goodputs = np.geomspace(LOWEST_BPS, HIGHEST_BPS, _POINTS)
-    table = np.empty((len(manifest.cuts), _POINTS))
+    goodputs = goodput_range()
+    table = np.empty((len(manifest.cuts), len(goodputs)))
     for column, goodput in enumerate(goodputs):
-        for prediction in predict(costs, goodput_bps=float(goodput), rtt_s=rtt_s, power=power):
-            value = prediction.energy_j if energy else prediction.latency_s
-            usable = np.isfinite(prediction.latency_s)
-            table[prediction.cut, column] = value if usable else np.inf
-    return Choices("J" if energy else "s", goodputs, table, _stretches(goodputs, table))
+        costs = plans.costs(float(goodput), rtt_s, objective=objective)
+        table[:, column] = costs[: len(manifest.cuts)]
+    unit = "J" if objective == "energy" else "s"
+    return Choices(unit, goodputs, table, _stretches(goodputs, table))
 
 
 def _stretches(goodputs: Array, table: Array) -> Tuple[Stretch, ...]:
@@ -126,10 +121,12 @@ def verdict(manifest: Manifest, found: Choices) -> str:
     what = "latency" if found.unit == "s" else "energy on the robot"
     splits = [s for s in found.stretches if 0 < s.cut < last and s.gain > 0]
     where = "; ".join(
-        f"{_named(manifest, s.cut)} {_range(s, found.stretches)}" for s in found.stretches
+        f"{_named(manifest, s.cut)} {stretch_range(s.low_bps, s.high_bps, found.goodputs_bps)}"
+        for s in found.stretches
     )
     if not splits:
-        return f"For {what}, splitting this model adds nothing on these devices: best is {where}."
+        split = "splitting this model" if manifest.striping is None else "a serial split"
+        return f"For {what}, {split} adds nothing on these devices: best is {where}."
     top = max(splits, key=lambda s: s.gain)
     low, high = min(s.low_bps for s in splits), max(s.high_bps for s in splits)
     gain = f"at most {100 * top.gain:.0f}%" if top.gain >= 0.005 else "by less than 1%"
@@ -146,15 +143,16 @@ def _named(manifest: Manifest, index: int) -> str:
     return "the server alone" if not cut.robot_segments else f"cut {cut.id}"
 
 
-def _range(stretch: Stretch, stretches: Tuple[Stretch, ...]) -> str:
-    first, last = stretch is stretches[0], stretch is stretches[-1]
+def stretch_range(low_bps: float, high_bps: float, goodputs_bps: Array) -> str:
+    """Say which part of a range of goodputs is meant."""
+    first, last = low_bps <= goodputs_bps[0], high_bps >= goodputs_bps[-1]
     if first and last:
         return "at every goodput"
     if first:
-        return f"below {mbps(stretch.high_bps)}"
+        return f"below {mbps(high_bps)}"
     if last:
-        return f"above {mbps(stretch.low_bps)}"
-    return f"from {mbps(stretch.low_bps)} to {mbps(stretch.high_bps)}"
+        return f"above {mbps(low_bps)}"
+    return f"from {mbps(low_bps)} to {mbps(high_bps)}"
 
 
 def mbps(bps: float) -> str:

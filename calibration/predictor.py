@@ -1,11 +1,12 @@
-"""Predicts latency and energy of every serial cut from two latency tables and the link.
+"""What an inference is expected to take, and what every serial cut costs. Pure.
 
-Theory: with a serial plan the three parts follow each other, so
+With a serial plan the three parts follow each other, so
 
     latency = head on the robot + (bytes up + bytes down) / goodput + round trip + tail on server
 
 The link is one resource: Wi-Fi is half duplex, so what goes up and what comes back add up. The
-last cut runs on the robot alone and needs no link. Everything here is pure: no clock, no I/O.
+last cut runs on the robot alone and needs no link. ``calibration.schedule`` and
+``calibration.prepared`` predict these and the striped plans, in which the parts overlap.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 
-from calibration.energy import StatePower
 from engines.codecs import default_codec
 from engines.manifest import Manifest
+from engines.stripe_plans import Plan
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["CutCosts", "Prediction", "cut_costs", "encoded_bytes", "predict"]
+__all__ = ["MODES", "CutCosts", "Prediction", "cut_costs", "encoded_bytes"]
+
+MODES = ("local", "frame", "split", "streamed-head", "streamed-raw", "two-sided", "rows")
+"""What an inference can be: all on the robot; the coded frame sent; a serial split; and the four
+ways of ``engines.stripe_plans``."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +51,21 @@ class CutCosts:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one inference at one cut is expected to take.
+    """What one inference is expected to take.
 
     Attributes:
         cut: Index of the cut.
-        latency_s: Sum of the four parts below.
-        robot_s: On the robot.
-        link_s: Transmission both ways and the round trip.
-        server_s: On the server.
+        latency_s: From the input to the answer; with a serial cut the sum of the four parts
+            below, with a striped plan less, as they overlap. Infinite where it is not possible.
+        robot_s: Computing on the robot.
+        link_s: Transmission both ways and a round trip.
+        server_s: Computing on the server.
         queue_s: Waiting for the server.
         energy_j: Modelled energy of the robot.
+        mode: One of :data:`MODES`.
+        plan: How it is striped; none for a serial cut.
+        bytes_up: Bytes that the robot sends.
+        bytes_down: Bytes that the server returns.
     """
 
     cut: int
@@ -65,6 +75,10 @@ class Prediction:
     server_s: float
     queue_s: float
     energy_j: float
+    mode: str = "split"
+    plan: Optional[Plan] = None
+    bytes_up: int = 0
+    bytes_down: int = 0
 
 
 def encoded_bytes(specs: Sequence[TensorSpec]) -> int:
@@ -98,47 +112,3 @@ def cut_costs(
         bytes_up=np.asarray(up, np.int64),
         bytes_down=np.asarray(down, np.int64),
     )
-
-
-def predict(
-    costs: CutCosts,
-    *,
-    goodput_bps: Optional[float],
-    rtt_s: float,
-    queue_s: float = 0.0,
-    power: StatePower = StatePower(),
-) -> List[Prediction]:
-    """Predict every cut.
-
-    Args:
-        costs: From :func:`cut_costs`.
-        goodput_bps: Payload bits per second; none where there is no link, which leaves only the
-            last cut possible. The others get an infinite latency, as do cuts that may not be
-            used.
-        rtt_s: Round trip in seconds.
-        queue_s: Expected wait at the server in seconds.
-        power: The robot's power by state.
-    """
-    last = len(costs.head_s) - 1
-    bits = 8.0 * (costs.bytes_up + costs.bytes_down)
-    link = bits / goodput_bps + rtt_s if goodput_bps else np.full(last + 1, np.inf)
-    predictions: List[Prediction] = []
-    for cut in range(last + 1):
-        local = cut == last
-        link_s = 0.0 if local else float(link[cut])
-        wait_s = 0.0 if local else queue_s
-        robot_s, server_s = float(costs.head_s[cut]), float(costs.tail_s[cut])
-        predictions.append(
-            Prediction(
-                cut=cut,
-                latency_s=robot_s + link_s + wait_s + server_s if costs.allowed[cut] else np.inf,
-                robot_s=robot_s,
-                link_s=link_s,
-                server_s=server_s,
-                queue_s=wait_s,
-                energy_j=power.energy_j(
-                    compute_s=robot_s, communicate_s=link_s, idle_s=wait_s + server_s
-                ),
-            )
-        )
-    return predictions

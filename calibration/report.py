@@ -13,11 +13,15 @@ from typing import AbstractSet, Any, Dict, List, Optional
 
 import numpy as np
 
+from calibration import modes
 from calibration.choices import Choices, Stretch, choices, mbps, verdict
 from calibration.energy import StatePower
 from calibration.predictor import CutCosts, cut_costs
+from calibration.prepared import PreparedPlans
+from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
 from engines.manifest import Estimate, Manifest
+from engines.stripes import Striping, even_bounds
 
 __all__ = ["RTT_S", "render_report"]
 
@@ -58,9 +62,27 @@ def render_report(
         ) from exc
     robot, server = sides["robot"], sides["server"]
     times = (robot.segments_s, server.segments_s)
-    latency = choices(manifest, *times, rtt_s=rtt_s, power=power)
-    energy = choices(manifest, *times, rtt_s=rtt_s, energy=True, power=power)
+    robot_times, server_times = (
+        estimated_times(manifest, SegmentTimes(segments_s)) for segments_s in times
+    )
+    plans = PreparedPlans(manifest, robot_times, server_times, power)
+    latency = choices(manifest, plans, rtt_s=rtt_s)
+    energy = choices(manifest, plans, rtt_s=rtt_s, objective="energy")
     costs = cut_costs(manifest, *times)
+    verdicts = [verdict(manifest, latency), verdict(manifest, energy)]
+    stripes = None
+    if manifest.striping is not None:
+        latency_modes = modes.mode_choices(plans, rtt_s=rtt_s)
+        energy_modes = modes.mode_choices(plans, rtt_s=rtt_s, objective="energy")
+        verdicts = [
+            *(modes.verdict(manifest, found) for found in (latency_modes, energy_modes)),
+            *verdicts,
+        ]
+        stripes = {
+            "latency_rows": _mode_rows(manifest, latency_modes),
+            "energy_rows": _mode_rows(manifest, energy_modes),
+            **_striping_tables(manifest, manifest.striping),
+        }
     best = {stretch.cut for stretch in latency.stretches + energy.stretches}
     # The same bundle gives the same bytes: names inside of the SVG come from a fixed salt.
     with mpl.rc_context({"svg.hashsalt": "splitrt", "font.size": 10, "svg.fonttype": "none"}):
@@ -73,27 +95,29 @@ def render_report(
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text: str = page.render(
         name=manifest.name,
-        verdicts=[verdict(manifest, latency), verdict(manifest, energy)],
+        verdicts=verdicts,
         sides=[_side("robot", robot), _side("server", server)],
         inputs="; ".join(str(spec) for spec in manifest.inputs),
         outputs="; ".join(str(spec) for spec in manifest.outputs),
         weights=_bytes(manifest.files[manifest.weights].bytes) if manifest.weights else "inline",
         max_error=f"{manifest.parity.max_error:.1e}",
         compared_with=manifest.parity.compared_with,
-        caveat=_caveat(sides, rtt_s),
+        caveat=_caveat(sides, rtt_s, striped=manifest.striping is not None),
         latency_rows=[_row(manifest, stretch) for stretch in latency.stretches],
         energy_rows=[_row(manifest, stretch) for stretch in energy.stretches],
         cuts=_cut_rows(manifest, costs, best),
         refused=_refused_rows(manifest),
+        stripes=stripes,
         **{name: jinja2.filters.Markup(svg) for name, svg in figures.items()},
     )
     return text
 
 
-def _caveat(sides: Dict[str, Estimate], rtt_s: float) -> str:
+def _caveat(sides: Dict[str, Estimate], rtt_s: float, *, striped: bool) -> str:
     guessed = [name for name in ("robot", "server") if sides[name].source == "roofline"]
+    plans = "Serial and striped plans" if striped else "Serial plans"
     text = (
-        f"Serial plans, a round trip of {rtt_s * 1e3:g} ms, a link that carries one direction at "
+        f"{plans}, a round trip of {rtt_s * 1e3:g} ms, a link that carries one direction at "
         "a time. Tensors cross as they are (booleans as bits): an image codec would move the "
         "whole frame in fewer bytes, and is the rival to beat. "
     )
@@ -157,6 +181,56 @@ def _refused_rows(manifest: Manifest) -> List[Dict[str, Any]]:
         }
         for reason, count in counts.most_common(20)
     ]
+
+
+def _mode_rows(manifest: Manifest, found: modes.ModeChoices) -> List[Dict[str, str]]:
+    return [
+        {
+            "range": f"{mbps(stretch.low_bps)} to {mbps(stretch.high_bps)}",
+            "best": modes.choice_text(manifest, stretch.choice),
+            "gain": f"{100 * stretch.gain:.1f}%",
+            "serial_gain": f"{100 * stretch.serial_gain:.1f}%",
+            "at": mbps(stretch.at_bps),
+        }
+        for stretch in found.stretches
+    ]
+
+
+def _striping_tables(manifest: Manifest, striping: Striping) -> Dict[str, Any]:
+    """Say what lag and halo each cut has, and where the stripes end."""
+    cuts = [
+        {
+            "id": manifest.cuts[striped.cut].id,
+            "after": manifest.cuts[striped.cut].after or "the input",
+            "lag": _rows_of(striped.lag, striping.rows),
+            "halo": _rows_of(striped.halo, striping.rows),
+            "stripes": _most_stripes(manifest, striping, striped.cut),
+            "two_sided": ("no" if striped.entry is None else f"from row {striped.entry_least} on"),
+        }
+        for striped in striping.cuts
+    ]
+    splits = [
+        {
+            "id": manifest.cuts[split.cut].id,
+            "after": manifest.cuts[split.cut].after or "the input",
+            "lag": _rows_of(split.lag, split.rows),
+            "halo": _rows_of(split.halo, split.rows),
+            "bounds": f"{split.least} to {split.most} by {split.band}",
+        }
+        for split in striping.row_splits
+    ]
+    return {"rows": striping.rows, "cuts": cuts, "splits": splits, "ended_by": striping.ended_by}
+
+
+def _rows_of(rows: int, height: int) -> str:
+    return f"{rows} ({100 * rows / height:.0f}%)"
+
+
+def _most_stripes(manifest: Manifest, striping: Striping, cut: int) -> int:
+    band, least, most = striping.limits(manifest.cuts[cut].robot_segments)
+    return len(
+        even_bounds(striping.rows, striping.rows // band, band=band, least=least, most=most)
+    )
 
 
 def _goodput_figure(manifest: Manifest, found: Choices, best: AbstractSet[int]) -> str:

@@ -92,7 +92,13 @@ def serve(
 @click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
 @click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
 @click.option(
-    "--cut", default="auto", show_default=True, help="auto, local, offload, or the id of a cut."
+    "--cut",
+    default="auto",
+    show_default=True,
+    help="auto, local, offload, the id of a cut, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
+    "(two-sided, the robot computes 2 of 4), CUT/32-96-224 (stripes end at these rows), each with "
+    ",until=CUT (how far the server works in stripes); rows:CUT@96 (the robot computes the "
+    "outputs above row 96). CUT may be offload: the input itself in stripes.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file.")
 @click.option("--save", type=click.Path(file_okay=False), help="Save outputs, a .npz a sample.")

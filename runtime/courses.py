@@ -31,13 +31,11 @@ class Course(Protocol):
     Attributes:
         cut: Index of the cut.
         mode: See ``Result.mode``.
-        plan: How it is striped, in words.
         stripes: Messages of the request; 0 for none.
     """
 
     cut: int
     mode: str
-    plan: str
     stripes: int
 
     @property
@@ -75,14 +73,13 @@ class SerialCourse:
         inputs: The model's inputs.
     """
 
-    plan = ""
     sending_s = 0.0
 
     def __init__(
         self, program: Program, link: Optional[Link], cut: int, inputs: Mapping[str, Array]
     ) -> None:
         self.cut = cut
-        self.mode = "local" if cut == program.last else "serial"
+        self.mode = "local" if cut == program.last else "split" if cut else "frame"
         self.stripes = 0 if cut == program.last else 1
         self.bytes_up = 0
         self._program = program
@@ -201,9 +198,6 @@ class StripedCourse(_Streaming):
         inputs: Mapping[str, Array],
     ) -> None:
         super().__init__(link, sender, plan)
-        cuts = striped.manifest.cuts
-        ends = ",".join(str(bound) for bound in plan.bounds)
-        self.plan = f"until {cuts[plan.until].id}, {plan.robot} of {self.stripes} stripes: {ends}"
         self._program = striped.program
         self._robot = plan.robot
         self._run = HeadRun(striped, plan, inputs)
@@ -249,7 +243,6 @@ class RowCourse(_Streaming):
         inputs: Mapping[str, Array],
     ) -> None:
         super().__init__(link, sender, plan)
-        self.plan = f"rows above {plan.bound}"
         self._run = TopRun(striped, plan, inputs)
 
     def head(self) -> None:

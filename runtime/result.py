@@ -33,9 +33,8 @@ class Result:
         goodput_bps: The link's estimated goodput afterwards; none while unknown.
         energy_j: Modelled energy on the robot.
         predicted: What the selector expected; none where it could not tell.
-        mode: ``local``, ``serial``, or that of the plan: ``streamed-head``, ``streamed-raw``,
-            ``two-sided``, ``rows``.
-        plan: How it was striped, in words; empty where it was not.
+        mode: One of ``calibration.predictor.MODES``.
+        plan: How it was striped, as ``calibration.plan_text`` writes it; empty where it was not.
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
@@ -56,7 +55,7 @@ class Result:
     goodput_bps: Optional[float]
     energy_j: float
     predicted: Optional[Prediction]
-    mode: str = "serial"
+    mode: str = "split"
     plan: str = ""
     stripes: int = 1
     sending_s: float = 0.0

@@ -26,23 +26,23 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
-from calibration.predictor import CutCosts, cut_costs
+from calibration.plan_text import is_plan_text, parse_plan, plan_text
+from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
-from engines.errors import LinkError, ManifestError, SplitError, UnansweredError
+from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
-from engines.stripe_plans import Plan, trouble
 from engines.tensors import Array
 from runtime.courses import Course
 from runtime.inflight import Frames
 from runtime.link import Link
 from runtime.requests import Answer
 from runtime.result import Result
-from runtime.selector import Decision, Selector, Situation, open_selector
+from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
 from runtime.striping import Stripes
-from runtime.tables import table_for, wire_table
+from runtime.tables import prepare_plans, table_for, wire_table
 from runtime.transport import Deadline, parse_address
 from runtime.turns import Turns
 from runtime.wire import Table
@@ -78,7 +78,8 @@ class Robot:
     Args:
         bundle: The bundle, or its path.
         server: ``HOST:PORT`` of a server with the same bundle; none for the robot alone.
-        cut: ``auto``, ``local``, ``offload`` or the id of a cut; ``infer`` may override it.
+        cut: ``auto``, ``local``, ``offload``, the id of a cut or a striped plan
+            (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
         power: The robot's power by state, for the modelled energy.
@@ -118,7 +119,7 @@ class Robot:
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._costs: Optional[Tuple[Table, CutCosts]] = None
+        self._plans: Optional[Tuple[Table, Optional[PreparedPlans]]] = None
         self._queue_s = 0.0
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
@@ -153,24 +154,29 @@ class Robot:
         self._stripes.close()
         self.program.close()
 
-    def prepare(self, cut: str) -> None:
-        """Load the fused engines of a cut that pay, so that its first inference runs on them."""
-        index = self.bundle.manifest.cut(cut).index
-        self.program.prepare(0, index)
-        self.program.prepare(index, self.program.last)
+    def prepare(self, cut: str, *, timeout_s: float = 30.0) -> bool:
+        """Load what a cut or a plan needs now, so that its first inference runs as the others.
 
-    def prepare_plan(self, plan: Plan, *, timeout_s: float = 30.0) -> bool:
-        """Load a plan's forms now, on both ends, so that its first inference is striped.
+        Args:
+            cut: The id of a cut: its fused engines are loaded. Or a striped plan: its forms are,
+                on both ends.
+            timeout_s: Longest wait for the server.
 
         Returns:
-            Whether both are ready; false too where either cannot run striped forms.
+            Whether all is loaded; false where the server does not say so in time, or either end
+            cannot run striped forms.
 
         Raises:
-            ManifestError: The plan does not fit the bundle.
-            EngineError: A form cannot be loaded here.
+            ManifestError: Not a cut or a plan of this bundle.
+            EngineError: Something cannot be loaded here.
         """
-        self._check_plan(plan)
-        return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
+        if is_plan_text(cut):
+            plan = parse_plan(cut, self.bundle.manifest)
+            return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
+        index = self.bundle.manifest.cut(cut).index
+        self.program.load_half(0, index)
+        self.program.load_half(index, self.program.last)
+        return True
 
     def stream(
         self,
@@ -178,7 +184,6 @@ class Robot:
         *,
         in_flight: int = 2,
         cut: Optional[str] = None,
-        plan: Optional[Plan] = None,
     ) -> Frames:
         """Run one inference a frame, several of them at a time.
 
@@ -190,35 +195,26 @@ class Robot:
             frames: The model's inputs by name, frame by frame; taken only when there is room.
             in_flight: Frames under way at a time, from 1 to 8.
             cut: As for :meth:`infer`.
-            plan: As for :meth:`infer`.
         """
         if not 1 <= in_flight <= MAX_IN_FLIGHT:
             raise SplitError(f"in flight: expected 1 to {MAX_IN_FLIGHT} frames, given {in_flight}")
-        self._check_plan(plan)
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
             number, taken_s = next(self._numbers), time.monotonic()
             self._turns.reserve(number)
             return (
-                lambda: self._infer(number, taken_s, frame, cut, plan),
+                lambda: self._infer(number, taken_s, frame, cut),
                 lambda: self._turns.withdraw(number),
             )
 
         return Frames(frames, start, in_flight)
 
-    def infer(
-        self,
-        inputs: Mapping[str, Array],
-        *,
-        cut: Optional[str] = None,
-        plan: Optional[Plan] = None,
-    ) -> Result:
+    def infer(self, inputs: Mapping[str, Array], *, cut: Optional[str] = None) -> Result:
         """Run one inference.
 
         Args:
             inputs: The model's inputs by name.
-            cut: Overrides the robot's own choice: ``auto``, ``local``, ``offload`` or a cut's id.
-            plan: Overrides both: how to stripe this inference, if it is prepared.
+            cut: Overrides the robot's own choice: what the robot itself was given.
 
         Returns:
             The outputs and what happened.
@@ -230,8 +226,7 @@ class Robot:
             UnansweredError: They can where the bundle was compiled for a robot whose memory does
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
-        self._check_plan(plan)
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut, plan)
+        return self._infer(next(self._numbers), time.monotonic(), inputs, cut)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -241,11 +236,10 @@ class Robot:
         taken_s: float,
         inputs: Mapping[str, Array],
         cut: Optional[str],
-        plan: Optional[Plan],
     ) -> Result:
         with self._turns.turn(number):
             begin = time.monotonic()
-            decision = self._decide(cut, plan)
+            decision = self._decide(cut)
             self._check_alone(decision.cut, decision.reason)
             course = self._stripes.course(decision, self.link, inputs)
             course.head()
@@ -272,8 +266,7 @@ class Robot:
                 again = time.monotonic()
                 env = course.alone()
                 robot_s += time.monotonic() - again
-            wanted = plan is not None or self._wanted_server(cut)
-            if remote or (self.link is not None and wanted):
+            if remote or (self.link is not None and self._wanted_server(cut)):
                 answered_by = "fallback"
         outputs = self.program.outputs(env)
         end = time.monotonic()
@@ -291,18 +284,12 @@ class Robot:
             answer=answer,
         )
 
-    def _decide(self, cut: Optional[str], plan: Optional[Plan]) -> Decision:
+    def _decide(self, cut: Optional[str]) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
         selector: Selector = self._selector
         if cut is not None:
             selector = open_selector(cut, self.bundle.manifest)
-        situation = self._situation()
-        if plan is None:
-            decision = selector.decide(situation)
-        elif situation.link is None:
-            decision = Decision(self.program.last, "no connection", None)
-        else:
-            decision = Decision(plan.cut, "named by the user", None, plan)
+        decision = selector.decide(self._situation())
         if decision.plan is None:
             return decision
         why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
@@ -312,12 +299,6 @@ class Robot:
         if self.bundle.manifest.cuts[serial].refused:
             serial = self.program.last
         return Decision(serial, f"{decision.reason}; {why_not}", None)
-
-    def _check_plan(self, plan: Optional[Plan]) -> None:
-        """Refuse a plan of the user's that does not fit the bundle."""
-        wrong = "" if plan is None else trouble(plan, self.bundle.manifest)
-        if wrong:
-            raise ManifestError(f"plan for bundle {self.bundle.manifest.name!r}: {wrong}")
 
     def _check_alone(self, cut: int, reason: str) -> None:
         """Refuse to run the whole model where its memory is not to be had."""
@@ -357,30 +338,23 @@ class Robot:
 
     def _wanted_server(self, cut: Optional[str]) -> bool:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
-        name = self._selector_name if cut is None else cut
-        if name == "offload":
-            return True
-        if name in ("auto", "local"):
-            return False
-        return self.bundle.manifest.cut(name).index < self.program.last
+        return wants_server(self._selector_name if cut is None else cut, self.bundle.manifest)
 
     def _situation(self) -> Situation:
         link = self.link
         if link is None or not link.up:
-            return Situation(self._costs_of(None), None, self._queue_s, self._power)
-        return Situation(
-            self._costs_of(link.server_table), link.estimator.estimate, self._queue_s, self._power
-        )
+            return Situation(None, None, self._queue_s)
+        return Situation(self._plans_of(link.server_table), link.estimator.estimate, self._queue_s)
 
-    def _costs_of(self, server: Optional[Table]) -> Optional[CutCosts]:
-        """Sum up both tables, once for each table that a server sent."""
-        if server is None or len(server.segments_s) != len(self.bundle.manifest.segments):
+    def _plans_of(self, server: Optional[Table]) -> Optional[PreparedPlans]:
+        """Prepare all plans, once for each table that a server sent."""
+        if server is None:
             return None
         with self._lock:
-            if self._costs is None or self._costs[0] is not server:
-                costs = cut_costs(self.bundle.manifest, self._table.segments_s, server.segments_s)
-                self._costs = (server, costs)
-            return self._costs[1]
+            if self._plans is None or self._plans[0] is not server:
+                plans = prepare_plans(self.bundle.manifest, self._table, server, power=self._power)
+                self._plans = (server, plans)
+            return self._plans[1]
 
     def _result(
         self,
@@ -430,7 +404,7 @@ class Robot:
             ),
             predicted=decision.prediction,
             mode=course.mode,
-            plan=course.plan,
+            plan="" if decision.plan is None else plan_text(decision.plan, self.bundle.manifest),
             stripes=course.stripes,
             sending_s=course.sending_s,
             age_s=age_s,

@@ -1,4 +1,6 @@
-"""Chooses the cut of the next inference. Pure: no clock, no I/O, so that runs can be replayed.
+"""Chooses the cut or the striped plan of the next inference.
+
+Pure: no clock, no I/O, so that runs can be replayed.
 
 To add a selector: write a class with ``decide`` and add a line to ``SELECTORS``.
 """
@@ -8,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, Dict, Optional, Protocol
 
-from calibration.energy import StatePower
-from calibration.predictor import CutCosts, Prediction, predict
+from calibration.plan_text import is_plan_text, parse_plan
+from calibration.predictor import Prediction
+from calibration.prepared import PreparedPlans
 from engines.errors import ManifestError
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan
 from runtime.estimator import LinkEstimate
 
-__all__ = ["SELECTORS", "Decision", "Selector", "Situation", "open_selector"]
+__all__ = ["SELECTORS", "Decision", "Selector", "Situation", "open_selector", "wants_server"]
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,14 @@ class Situation:
     """What a selector may know.
 
     Attributes:
-        costs: Costs of every cut; none while a latency table is missing.
+        plans: All that may be done, for the tables of both; none while one is missing.
         link: The link as estimated; none while there is no connection.
         queue_s: Expected wait at the server in seconds.
-        power: The robot's power by state.
     """
 
-    costs: Optional[CutCosts]
+    plans: Optional[PreparedPlans]
     link: Optional[LinkEstimate]
     queue_s: float
-    power: StatePower
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Decision:
     """What the next inference does.
 
     Attributes:
-        cut: Index of the cut; the last runs all of it on the robot.
+        cut: Index of the cut, of a striped plan its own; the last runs all of it on the robot.
         reason: Why, in a few words.
         prediction: What it is expected to take; none where it cannot be predicted.
         plan: How the inference is striped; none for a serial cut.
@@ -53,14 +54,14 @@ class Decision:
 
 
 class Selector(Protocol):
-    """Chooses a cut."""
+    """Chooses a cut or a striped plan."""
 
     def decide(self, situation: Situation) -> Decision:
-        """Choose the cut of the next inference; takes well under a millisecond."""
+        """Choose for the next inference; takes well under a millisecond."""
 
 
 class LeastLatency:
-    """``auto``: the cut of least predicted latency, running on the robot alone included."""
+    """``auto``: what has the least predicted latency, of every cut and every striped plan."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._last = len(manifest.cuts) - 1
@@ -69,47 +70,41 @@ class LeastLatency:
             self._blind = next(cut.index for cut in manifest.cuts if not cut.refused)
 
     def decide(self, situation: Situation) -> Decision:
-        link, costs = situation.link, situation.costs
+        link, plans = situation.link, situation.plans
         if link is None:
             return Decision(self._last, "no connection", None)
-        if costs is None:
+        if plans is None:
             return Decision(self._blind, "no latency table of the server", None)
         if link.goodput_bps is None and self._blind != self._last:
             return Decision(self._blind, "goodput unknown", None)
-        predictions = predict(
-            costs,
-            goodput_bps=link.goodput_bps,
-            rtt_s=link.rtt_s,
-            queue_s=situation.queue_s,
-            power=situation.power,
-        )
-        best = min(predictions, key=lambda prediction: prediction.latency_s)
+        best = plans.best(link.goodput_bps, link.rtt_s, situation.queue_s)
         reason = "goodput unknown" if link.goodput_bps is None else "least predicted latency"
-        return Decision(best.cut, reason, best)
+        return Decision(best.cut, reason, best, best.plan)
 
 
 class Fixed:
-    """A cut that the user named; the robot alone while there is no connection."""
+    """A cut or a plan that the user named; the robot alone while there is no connection."""
 
-    def __init__(self, manifest: Manifest, cut: int) -> None:
+    def __init__(self, manifest: Manifest, cut: int, plan: Optional[Plan] = None) -> None:
         self._last = len(manifest.cuts) - 1
         self._cut = cut
+        self._plan = plan
 
     def decide(self, situation: Situation) -> Decision:
-        link, costs = situation.link, situation.costs
+        link, plans = situation.link, situation.plans
         if link is None and self._cut != self._last:
             return Decision(self._last, "no connection", None)
         prediction: Optional[Prediction] = None
         goodput = None if link is None else link.goodput_bps
-        if costs is not None and (goodput or self._cut == self._last):
-            prediction = predict(
-                costs,
+        if plans is not None and (goodput or self._cut == self._last):
+            prediction = plans.predict(
+                self._cut,
+                self._plan,
                 goodput_bps=goodput,
                 rtt_s=0.0 if link is None else link.rtt_s,
                 queue_s=situation.queue_s,
-                power=situation.power,
-            )[self._cut]
-        return Decision(self._cut, "named by the user", prediction)
+            )
+        return Decision(self._cut, "named by the user", prediction, self._plan)
 
 
 def _usable(manifest: Manifest, index: int) -> int:
@@ -127,16 +122,27 @@ SELECTORS: Dict[str, Callable[[Manifest], Selector]] = {
     "local": lambda manifest: Fixed(manifest, _usable(manifest, len(manifest.cuts) - 1)),
     "offload": lambda manifest: Fixed(manifest, _usable(manifest, 0)),
 }
-"""Selectors by name. Any other name is the id of a cut."""
+"""Selectors by name. Any other name is the id of a cut, or a plan (``calibration.plan_text``)."""
 
 
 def open_selector(name: str, manifest: Manifest) -> Selector:
-    """Return the selector called ``name``, or the one that always takes the cut of that id.
+    """Return the selector called ``name``, or the one that always takes that cut or plan.
 
     Raises:
-        ManifestError: Neither a selector nor a cut of this bundle, or one that may not be used.
+        ManifestError: Neither a selector nor a cut nor a plan of this bundle, or one that may not
+            be used.
     """
     factory = SELECTORS.get(name)
     if factory is not None:
         return factory(manifest)
+    if is_plan_text(name):
+        plan = parse_plan(name, manifest)
+        return Fixed(manifest, plan.cut, plan)
     return Fixed(manifest, _usable(manifest, manifest.cut(name).index))
+
+
+def wants_server(name: str, manifest: Manifest) -> bool:
+    """Whether a name leaves a part to the server whatever the link: alone is a fallback then."""
+    if name in SELECTORS:
+        return name == "offload"
+    return is_plan_text(name) or manifest.cut(name).index < len(manifest.cuts) - 1

@@ -3,33 +3,35 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.energy import StatePower
-from calibration.predictor import CutCosts
-from engines.bundle import Bundle
+from calibration.plan_text import plan_text
+from calibration.prepared import PreparedPlans
+from calibration.segment_times import SegmentTimes
 from engines.errors import ManifestError
 from runtime.estimator import LinkEstimate
-from runtime.selector import Decision, Situation, open_selector
+from runtime.selector import Decision, Situation, open_selector, wants_server
+from tests.striped import Layer, chain, serial
 
 LAST = 7
 # Seconds by hand. Robot alone takes 1 s, the server 0.1 s; the frontier shrinks with depth.
-COSTS = CutCosts(
-    head_s=np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0]),
-    tail_s=np.array([0.10, 0.09, 0.08, 0.07, 0.06, 0.04, 0.02, 0.0]),
-    local_tail_s=np.array([1.0, 0.9, 0.8, 0.7, 0.6, 0.4, 0.2, 0.0]),
-    bytes_up=np.array([1_000_000, 900_000, 800_000, 400_000, 50_000, 40_000, 30_000, 0]),
-    bytes_down=np.zeros(8, np.int64),
-    allowed=np.ones(8, bool),
+BYTES_UP = [1_000_000, 900_000, 800_000, 400_000, 50_000, 40_000, 30_000]
+HEAD_S = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
+TAIL_S = (1.0 - HEAD_S) / 10
+MODEL = serial(BYTES_UP)
+PLANS = PreparedPlans(
+    MODEL,
+    SegmentTimes(tuple(float(s) for s in np.diff(HEAD_S))),
+    SegmentTimes(tuple(float(s) for s in np.diff(HEAD_S) / 10)),
 )
 
 
 def _situation(
     goodput_bps: float | None, *, rtt_s: float = 0.0, queue_s: float = 0.0
 ) -> Situation:
-    return Situation(COSTS, LinkEstimate(goodput_bps, rtt_s, 1), queue_s, StatePower())
+    return Situation(PLANS, LinkEstimate(goodput_bps, rtt_s, 1), queue_s)
 
 
-def _auto(toy: Bundle, situation: Situation) -> Decision:
-    return open_selector("auto", toy.manifest).decide(situation)
+def _auto(situation: Situation) -> Decision:
+    return open_selector("auto", MODEL).decide(situation)
 
 
 # offload: 0.1 + 8e6/g.  cut 4: 0.46 + 4e5/g.  local: 1.  They cross where
@@ -39,11 +41,9 @@ def _auto(toy: Bundle, situation: Situation) -> Decision:
     [(1e9, 0), (25e6, 0), (21.2e6, 0), (21.0e6, 4), (1e6, 4), (0.75e6, 4), (0.73e6, LAST),
      (0.1e6, LAST), (1.0, LAST)],
 )  # fmt: skip
-def test_the_cut_moves_to_the_robot_as_goodput_falls(
-    toy: Bundle, goodput_bps: float, cut: int
-) -> None:
-    decision = _auto(toy, _situation(goodput_bps))
-    by_hand = COSTS.head_s + COSTS.tail_s + 8.0 * COSTS.bytes_up / goodput_bps
+def test_the_cut_moves_to_the_robot_as_goodput_falls(goodput_bps: float, cut: int) -> None:
+    decision = _auto(_situation(goodput_bps))
+    by_hand = HEAD_S + TAIL_S + 8.0 * np.array([*BYTES_UP, 0]) / goodput_bps
     assert int(np.argmin(by_hand)) == cut, "the expectation itself"
     assert decision.cut == cut
     assert decision.prediction is not None
@@ -51,55 +51,120 @@ def test_the_cut_moves_to_the_robot_as_goodput_falls(
     assert decision.reason == "least predicted latency"
 
 
-def test_a_long_round_trip_or_queue_keeps_it_on_the_robot(toy: Bundle) -> None:
-    assert _auto(toy, _situation(1e9, rtt_s=0.5)).cut == 0
-    assert _auto(toy, _situation(1e9, rtt_s=0.95)).cut == LAST
-    assert _auto(toy, _situation(1e9, queue_s=0.95)).cut == LAST
+def test_a_long_round_trip_or_queue_keeps_it_on_the_robot() -> None:
+    assert _auto(_situation(1e9, rtt_s=0.5)).cut == 0
+    assert _auto(_situation(1e9, rtt_s=0.95)).cut == LAST
+    assert _auto(_situation(1e9, queue_s=0.95)).cut == LAST
 
 
-def test_no_connection_is_local(toy: Bundle) -> None:
-    situation = Situation(COSTS, None, 0.0, StatePower())
-    for name in ("auto", "offload", toy.manifest.cuts[3].id):
-        decision = open_selector(name, toy.manifest).decide(situation)
+def test_no_connection_is_local() -> None:
+    situation = Situation(PLANS, None, 0.0)
+    for name in ("auto", "offload", MODEL.cuts[3].id):
+        decision = open_selector(name, MODEL).decide(situation)
         assert (decision.cut, decision.reason) == (LAST, "no connection")
 
 
-def test_no_table_of_the_server_is_local(toy: Bundle) -> None:
-    situation = Situation(None, LinkEstimate(1e9, 0.0, 1), 0.0, StatePower())
-    decision = _auto(toy, situation)
+def test_no_table_of_the_server_is_local() -> None:
+    situation = Situation(None, LinkEstimate(1e9, 0.0, 1), 0.0)
+    decision = _auto(situation)
     assert (decision.cut, decision.prediction) == (LAST, None)
     assert "no latency table" in decision.reason
 
 
-def test_unknown_goodput_is_local_and_says_so(toy: Bundle) -> None:
-    decision = _auto(toy, _situation(None))
+def test_unknown_goodput_is_local_and_says_so() -> None:
+    decision = _auto(_situation(None))
     assert (decision.cut, decision.reason) == (LAST, "goodput unknown")
 
 
-def test_a_named_cut_is_taken_whatever_it_costs(toy: Bundle) -> None:
-    for index, cut in enumerate(toy.manifest.cuts):
+def test_a_named_cut_is_taken_whatever_it_costs() -> None:
+    for index, cut in enumerate(MODEL.cuts):
         for goodput in (1.0, 1e9):
-            decision = open_selector(cut.id, toy.manifest).decide(_situation(goodput))
+            decision = open_selector(cut.id, MODEL).decide(_situation(goodput))
             assert decision.cut == index
             assert decision.prediction is not None
             assert decision.prediction.cut == index
-    without = open_selector(toy.manifest.cuts[3].id, toy.manifest).decide(_situation(None))
+    without = open_selector(MODEL.cuts[3].id, MODEL).decide(_situation(None))
     assert (without.cut, without.prediction) == (3, None)
 
 
-def test_offload_and_local_are_the_first_and_the_last_cut(toy: Bundle) -> None:
-    assert open_selector("offload", toy.manifest).decide(_situation(1.0)).cut == 0
-    assert open_selector("local", toy.manifest).decide(_situation(1e9)).cut == LAST
+def test_offload_and_local_are_the_first_and_the_last_cut() -> None:
+    assert open_selector("offload", MODEL).decide(_situation(1.0)).cut == 0
+    assert open_selector("local", MODEL).decide(_situation(1e9)).cut == LAST
 
 
-def test_deciding_is_pure(toy: Bundle) -> None:
-    selector = open_selector("auto", toy.manifest)
+def test_deciding_is_pure() -> None:
+    selector = open_selector("auto", MODEL)
     first = selector.decide(_situation(5e6))
     selector.decide(_situation(1e9))
     assert selector.decide(_situation(5e6)) == first
 
 
 @pytest.mark.parametrize("name", ["", "fastest", "ffffffff", "AUTO"])
-def test_an_unknown_name_is_refused(toy: Bundle, name: str) -> None:
+def test_an_unknown_name_is_refused(name: str) -> None:
     with pytest.raises(ManifestError, match="split-bundle inspect"):
-        open_selector(name, toy.manifest)
+        open_selector(name, MODEL)
+
+
+# -- striped plans -----------------------------------------------------------------------------
+
+STRIPED = chain(
+    [Layer(4000, 1, 2), Layer(2000, 2, 2), Layer(300, 4, 2)], whole=[1000, 10], input_row_bytes=600
+)
+SIDES = (SegmentTimes((0.1,) * 5), SegmentTimes((0.03,) * 5))
+ALL = PreparedPlans(STRIPED, *SIDES)
+
+
+def _striped(goodput_bps: float | None, name: str = "auto") -> Decision:
+    situation = Situation(ALL, LinkEstimate(goodput_bps, 0.002, 1), 0.0)
+    return open_selector(name, STRIPED).decide(situation)
+
+
+def test_auto_takes_a_striped_plan_where_it_is_quicker() -> None:
+    decision = _striped(2e6)
+    assert decision.plan is not None
+    assert decision.cut == decision.plan.cut
+    assert decision.prediction == ALL.best(2e6, 0.002)
+    assert decision.prediction.plan == decision.plan
+    serial_s = ALL.latencies_s(2e6, 0.002)[: len(STRIPED.cuts)].min()
+    assert decision.prediction.latency_s < serial_s * 0.95
+
+
+def test_auto_takes_no_plan_where_there_is_no_goodput() -> None:
+    assert (_striped(1.0).cut, _striped(1.0).plan) == (5, None)
+    assert (_striped(None).cut, _striped(None).plan) == (5, None)
+
+
+def test_a_named_plan_is_taken_whatever_it_costs() -> None:
+    cut = STRIPED.cuts[1].id
+    for name in (f"{cut}/4", f"{cut}/4:1", "offload/2", f"{cut}/13-64,until={cut}"):
+        for goodput in (1.0, 1e9):
+            decision = _striped(goodput, name)
+            assert decision.plan is not None
+            assert plan_text(decision.plan, STRIPED) == name.replace("offload", STRIPED.cuts[0].id)
+            assert decision.cut == decision.plan.cut
+            assert decision.prediction is not None
+            assert decision.prediction.plan == decision.plan
+            assert decision.reason == "named by the user"
+    unknown = _striped(None, f"{cut}/4")
+    assert (unknown.cut, unknown.prediction) == (1, None)
+    assert unknown.plan is not None
+
+
+def test_a_named_plan_is_local_without_a_connection() -> None:
+    selector = open_selector("offload/2", STRIPED)
+    decision = selector.decide(Situation(ALL, None, 0.0))
+    assert (decision.cut, decision.plan, decision.reason) == (5, None, "no connection")
+
+
+@pytest.mark.parametrize("name", ["offload/4", "rows:offload@8", "offload/"])
+def test_a_plan_for_a_bundle_without_stripes_is_refused(name: str) -> None:
+    with pytest.raises(ManifestError):
+        open_selector(name, MODEL)
+
+
+def test_names_that_leave_a_part_to_the_server() -> None:
+    cut = STRIPED.cuts[1].id
+    for name in ("offload", cut, f"{cut}/4", "offload/4"):
+        assert wants_server(name, STRIPED)
+    for name in ("auto", "local", STRIPED.cuts[-1].id):
+        assert not wants_server(name, STRIPED)

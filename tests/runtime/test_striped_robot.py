@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from calibration.plan_text import plan_text
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.program import Program
@@ -49,16 +50,18 @@ def test_every_mode_answers_as_the_whole_model_does(
 ) -> None:
     plan = PLANS[name]
     with Robot(dense, server=address(server), threads=1) as robot:
-        assert robot.prepare_plan(plan)
+        text = plan_text(plan, dense.manifest)
+        assert robot.prepare(text)
         for seed in range(5):
             inputs = striped_inputs(seed)
-            result = robot.infer(inputs, plan=plan)
+            result = robot.infer(inputs, cut=text)
             _same(result, whole_outputs(dense, inputs))
             assert result.answered_by == "remote", result.reason
             assert result.mode == mode_of(plan)
             assert result.stripes == (1 if isinstance(plan, RowPlan) else 5)
             assert result.bytes_up == _bytes_up(plan, dense)
-            assert result.plan
+            assert result.plan == text
+            assert result.predicted is None or result.predicted.plan == plan
             assert result.age_s >= result.latency_s >= result.robot_s
 
 

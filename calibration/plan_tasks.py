@@ -1,0 +1,258 @@
+"""What an inference consists of: the tasks of a serial cut or of a striped plan. Pure.
+
+The order of the tasks is the order in which each side serves them, as the runtime does:
+
+- *Streamed head.* The robot computes its stripes in order and sends each as soon as it is done.
+- *Raw stripes* of a two-sided plan are ready at once, and so go out before all others. The first
+  of them brings the halo, and costs the server the rows that it computes for it alone.
+- *The server* takes things as they come: first the head for the raw stripes, then its own striped
+  segments (up to ``until``) for the robot's stripes, then those for its own, which lie further
+  down; then all that is left, whole.
+- *Row plan.* Both sides compute what comes before the cut, then each its own rows.
+
+A serial cut is a plan of one stripe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from calibration.predictor import encoded_bytes
+from calibration.schedule import LINK, ROBOT, ROBOT_CODEC, SERVER, SERVER_CODEC, Task
+from calibration.segment_times import SegmentTimes
+from engines.manifest import Manifest
+from engines.stripe_plans import Plan, RowPlan, StripePlan, raw_span, returned, sent
+from engines.stripes import Striping
+
+__all__ = ["CodecSpeed", "Pricer", "Work"]
+
+
+@dataclass(frozen=True)
+class CodecSpeed:
+    """Seconds that coding a byte takes, beside the computing; 0 where it costs nothing."""
+
+    robot_s_per_byte: float = 0.0
+    server_s_per_byte: float = 0.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """The tasks of one inference.
+
+    Attributes:
+        tasks: In the order in which each resource serves its own.
+        bytes_up: Bytes that the robot sends.
+        bytes_down: Bytes that the server returns.
+    """
+
+    tasks: Tuple[Task, ...]
+    bytes_up: int
+    bytes_down: int
+
+    def busy_s(self, resource: str) -> float:
+        """Return the seconds that a resource computes."""
+        return sum(task.seconds for task in self.tasks if task.resource == resource)
+
+
+class Pricer:
+    """Makes the tasks of any plan, for one pair of tables.
+
+    Args:
+        manifest: The bundle's manifest.
+        robot: Times on the robot.
+        server: Times on the server.
+        codecs: What coding costs; nothing unless measured.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        robot: SegmentTimes,
+        server: SegmentTimes,
+        codecs: CodecSpeed = CodecSpeed(),
+    ) -> None:
+        self._manifest = manifest
+        self._robot = robot
+        self._server = server
+        self._codecs = codecs
+        self._everything = tuple(range(len(manifest.segments)))
+        self._shares: Dict[Tuple[int, int, int], float] = {}
+        self._sizes: Dict[Tuple[int, int, int], int] = {}
+
+    def serial(self, cut: int) -> Work:
+        """Return the tasks of a serial cut; of the last one, those of the robot alone."""
+        build = _Builder(self._codecs)
+        head = self._manifest.cuts[cut].robot_segments
+        ready = build.compute(ROBOT, _whole(self._robot, head))
+        if cut == len(self._manifest.cuts) - 1:
+            return build.work()
+        crossing = self._manifest.cuts[cut]
+        here = build.up(encoded_bytes(self._manifest.specs(crossing.tensors)), (ready,))
+        answer = build.serve(_whole(self._server, self._others(head)), (here,))
+        build.down(encoded_bytes(self._manifest.specs(crossing.results)), (answer,))
+        return build.work()
+
+    def plan(self, plan: Plan) -> Work:
+        """Return the tasks of a striped plan."""
+        if isinstance(plan, RowPlan):
+            return self._rows(plan)
+        return self._stripes(plan)
+
+    # -- stripes -----------------------------------------------------------------------------
+
+    def _stripes(self, plan: StripePlan) -> Work:
+        manifest, build = self._manifest, _Builder(self._codecs)
+        head = manifest.cuts[plan.cut].robot_segments
+        behind = manifest.cuts[plan.until].robot_segments
+        between = tuple(index for index in behind if index not in set(head))
+        ready: Dict[int, Tuple[int, ...]] = {}
+        for stripe in range(plan.robot if head else 0):
+            head_s = self._stripe_s(self._robot, head, plan.span(stripe))
+            ready[stripe] = (build.compute(ROBOT, head_s),)
+        arrived = {
+            stripe: build.up(self._sent_bytes(plan, stripe), ready.get(stripe, ()))
+            for stripe in plan.wire_order()
+        }
+        # Arrivals are in the order of the wire, and so is the first half of what the server does.
+        for stripe in range(plan.robot, plan.stripes):
+            extra = self._extra(plan.cut) if stripe == plan.robot else ()
+            head_s = self._stripe_s(self._server, head, plan.span(stripe), extra)
+            arrived[stripe] = build.serve(head_s, (arrived[stripe],))
+        rest_after = tuple(arrived.values())
+        if between:
+            rest_after = tuple(
+                build.serve(self._stripe_s(self._server, between, plan.span(s)), (arrived[s],))
+                for s in range(plan.stripes)
+            )
+        rest_s = _whole(self._server, self._others(behind))
+        answer = build.serve(rest_s, rest_after)
+        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        return build.work()
+
+    def _stripe_s(
+        self,
+        times: SegmentTimes,
+        segments: Sequence[int],
+        span: Tuple[int, int],
+        extra: Sequence[float] = (),
+    ) -> float:
+        """Return the seconds of one stripe of a chain of segments.
+
+        Args:
+            times: Of the side that computes it.
+            segments: Indices of the segments.
+            span: The stripe's bounds.
+            extra: For each segment, a share of its rows that is computed beside the stripe.
+        """
+        total = 0.0
+        for place, index in enumerate(segments):
+            share = self._share(index, *span) + (extra[place] if extra else 0.0)
+            total += times.stripe_s(index, share)
+        return total
+
+    def _share(self, segment: int, low: int, high: int) -> float:
+        """Return which part of a segment's rows lies between two bounds: lag and all."""
+        key = (segment, low, high)
+        if key not in self._shares:
+            striping = self._striping()
+            names = self._manifest.segments[segment].outputs
+            rows = [striping.tensors[name] for name in names if name in striping.tensors]
+            base = striping.rows
+            parts = [(r.upto(high, base) - r.upto(low, base)) / r.rows for r in rows]
+            self._shares[key] = sum(parts) / len(parts) if parts else (high - low) / base
+        return self._shares[key]
+
+    def _extra(self, cut: int) -> Tuple[float, ...]:
+        striping = self._striping()
+        striped = striping.cut(cut)
+        return tuple(rows / striping.rows for rows in striped.extra) if striped else ()
+
+    def _sent_bytes(self, plan: StripePlan, stripe: int) -> int:
+        """Return the bytes of a message: the same in many plans."""
+        cut = plan.cut if stripe < plan.robot else 0
+        key = (cut, *raw_span(plan, self._striping(), stripe))
+        if key not in self._sizes:
+            self._sizes[key] = encoded_bytes(sent(plan, self._manifest, stripe))
+        return self._sizes[key]
+
+    # -- rows --------------------------------------------------------------------------------
+
+    def _rows(self, plan: RowPlan) -> Work:
+        manifest, striping, build = self._manifest, self._striping(), _Builder(self._codecs)
+        place = next(i for i, s in enumerate(striping.row_splits) if s.cut == plan.cut)
+        split = striping.row_splits[place]
+        before = manifest.cuts[plan.cut].robot_segments
+        after = self._others(before)
+
+        def side_s(times: SegmentTimes, rows: float) -> float:
+            rows_s = times.rows_s(place, rows / split.rows, whole_s=_whole(times, after))
+            return _whole(times, before) + rows_s
+
+        here = build.up(encoded_bytes(sent(plan, manifest)), ())
+        build.compute(ROBOT, side_s(self._robot, plan.bound - split.mean_lag))
+        below = split.rows - plan.bound + split.mean_extra
+        answer = build.serve(side_s(self._server, below), (here,))
+        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        return build.work()
+
+    # -- helpers -----------------------------------------------------------------------------
+
+    def _striping(self) -> Striping:
+        striping = self._manifest.striping
+        assert striping is not None, "a plan for a bundle without stripes"
+        return striping
+
+    def _others(self, segments: Sequence[int]) -> Tuple[int, ...]:
+        some = set(segments)
+        return tuple(index for index in self._everything if index not in some)
+
+
+class _Builder:
+    """Collects tasks; every call returns the place of the last one that it added."""
+
+    def __init__(self, codecs: CodecSpeed) -> None:
+        self._codecs = codecs
+        self._tasks: List[Task] = []
+        self._up = self._down = 0
+        self._served = False
+
+    def compute(
+        self, resource: str, seconds: float, after: Tuple[int, ...] = (), *, queued: bool = False
+    ) -> int:
+        self._tasks.append(Task(resource, seconds, 0.0, after, queued))
+        return len(self._tasks) - 1
+
+    def serve(self, seconds: float, after: Tuple[int, ...]) -> int:
+        """Add work of the server; the first of it waits for its turn."""
+        queued, self._served = not self._served, True
+        return self.compute(SERVER, seconds, after, queued=queued)
+
+    def up(self, nbytes: int, after: Tuple[int, ...]) -> int:
+        self._up += nbytes
+        return self._message(nbytes, after, ROBOT_CODEC, SERVER_CODEC)
+
+    def down(self, nbytes: int, after: Tuple[int, ...]) -> int:
+        self._down += nbytes
+        return self._message(nbytes, after, SERVER_CODEC, ROBOT_CODEC)
+
+    def work(self) -> Work:
+        return Work(tuple(self._tasks), self._up, self._down)
+
+    def _message(self, nbytes: int, after: Tuple[int, ...], first: str, second: str) -> int:
+        place = self._code(nbytes, after, first)
+        self._tasks.append(
+            Task(LINK, 0.0, 8.0 * nbytes, after if place is None else (place,), False)
+        )
+        place = len(self._tasks) - 1
+        coded = self._code(nbytes, (place,), second)
+        return place if coded is None else coded
+
+    def _code(self, nbytes: int, after: Tuple[int, ...], side: str) -> Optional[int]:
+        robot = side == ROBOT_CODEC
+        pace = self._codecs.robot_s_per_byte if robot else self._codecs.server_s_per_byte
+        return self.compute(side, pace * nbytes, after) if pace else None
+
+
+def _whole(times: SegmentTimes, segments: Sequence[int]) -> float:
+    return sum(times.segments_s[index] for index in segments)

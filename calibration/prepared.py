@@ -1,0 +1,277 @@
+"""All that an inference may do, ready to be compared for any link: serial cuts and striped plans.
+
+What depends on the tables alone is worked out once, by ``calibration.schedule``: for every choice
+a few sums of which the largest is its latency. A decision is then one sum of arrays.
+
+The robot's energy follows from the times. Its power is the idle power throughout. While it
+computes, the difference between computing and idle comes on top; while the link is busy or a
+message on its way, that between communicating and idle. Where both happen at once both are added,
+as the radio draws what it draws beside the processor. So
+
+    energy = compute x robot time + communicate x link time + idle x (latency - both)
+
+which for a serial cut is what each part takes at its own power. Coding is free of charge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Dict, List, Optional, Sequence, Set, Tuple
+
+import numpy as np
+
+from calibration.energy import StatePower
+from calibration.plan_tasks import CodecSpeed, Pricer, Work
+from calibration.plans import candidate_plans, refined_rows
+from calibration.predictor import Prediction
+from calibration.schedule import ROBOT, SERVER, Way, finish
+from calibration.segment_times import SegmentTimes
+from engines.manifest import Manifest
+from engines.stripe_plans import Plan, RowPlan, mode_of
+from engines.tensors import Array
+
+__all__ = ["OBJECTIVES", "Choice", "PreparedPlans"]
+
+OBJECTIVES = ("latency", "energy")
+
+_REFINE_BPS = tuple(float(bps) for bps in np.geomspace(1e6, 1e9, 13))
+_REFINE_RTT_S = 0.002
+_REFINE_ROUNDS = 3
+"""Each halves the distance between bounds around the best: 8 intervals become 64."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that an inference may do.
+
+    Attributes:
+        cut: Index of the cut.
+        plan: How it is striped; none for a serial cut.
+        mode: One of ``calibration.predictor.MODES``.
+        work: Its tasks.
+        ways: The sums of which the largest is its latency; none where it may not be used.
+    """
+
+    cut: int
+    plan: Optional[Plan]
+    mode: str
+    work: Work
+    ways: Tuple[Way, ...]
+
+    def latency_s(self, goodput_bps: Optional[float], rtt_s: float, queue_s: float) -> float:
+        """Return its latency; infinite where it is not possible."""
+        if not self.ways or (not goodput_bps and self.mode != "local"):
+            return math.inf
+        per_bit_s = 1.0 / goodput_bps if goodput_bps else 0.0
+        return max(
+            seconds + bits * per_bit_s + round_trips * rtt_s + queues * queue_s
+            for seconds, bits, round_trips, queues in self.ways
+        )
+
+
+class PreparedPlans:
+    """Every choice for one pair of tables. Safe across threads.
+
+    The serial cuts come first, by index, those that may not be used among them (at an infinite
+    cost), then the striped plans. Where two are equally good, the earlier one is taken.
+
+    Args:
+        manifest: The bundle's manifest.
+        robot: Times on the robot.
+        server: Times on the server.
+        power: The robot's power by state.
+        plans: Striped plans to choose among; by default those of ``calibration.plans``, row plans
+            refined around the best.
+        codecs: What coding costs.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        robot: SegmentTimes,
+        server: SegmentTimes,
+        power: StatePower = StatePower(),
+        *,
+        plans: Optional[Sequence[Plan]] = None,
+        codecs: CodecSpeed = CodecSpeed(),
+    ) -> None:
+        self._manifest = manifest
+        self._power = power
+        self._pricer = Pricer(manifest, robot, server, codecs)
+        self._local = len(manifest.cuts) - 1
+        self._others: Dict[Plan, Choice] = {}
+        found = [self._serial(cut.index) for cut in manifest.cuts]
+        found += [
+            self._striped(p) for p in (candidate_plans(manifest) if plans is None else plans)
+        ]
+        if plans is None:
+            found += self._refined(found)
+        self.choices: Tuple[Choice, ...] = tuple(found)
+        self._numbers = {c.plan: i for i, c in enumerate(found) if c.plan is not None}
+        self._stack()
+
+    def __repr__(self) -> str:
+        return f"<PreparedPlans {self._manifest.name} {len(self.choices)} choices>"
+
+    def latencies_s(
+        self, goodput_bps: Optional[float], rtt_s: float, queue_s: float = 0.0
+    ) -> Array:
+        """Return the latency of every choice; infinite where it is not possible.
+
+        Args:
+            goodput_bps: Payload bits per second; none where there is no link.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+        """
+        if not goodput_bps:
+            return self._alone_s
+        ways = self._bits * (1.0 / goodput_bps)
+        ways += self._seconds
+        ways += self._round_trips * rtt_s
+        if queue_s:
+            ways += self._queues * queue_s
+        latencies: Array = np.maximum.reduceat(ways, self._starts)
+        return latencies
+
+    def costs(
+        self,
+        goodput_bps: Optional[float],
+        rtt_s: float,
+        queue_s: float = 0.0,
+        objective: str = "latency",
+    ) -> Array:
+        """Return what every choice costs: seconds, or joules on the robot."""
+        assert objective in OBJECTIVES, f"objective {objective!r}"
+        latencies = self.latencies_s(goodput_bps, rtt_s, queue_s)
+        if objective == "latency":
+            return latencies
+        link_s = self._sent_bits * (1.0 / goodput_bps if goodput_bps else 0.0)
+        link_s += self._linked * rtt_s
+        possible = np.isfinite(latencies)
+        energies = self._power.idle * np.where(possible, latencies, 0.0)
+        energies += (self._power.communicate - self._power.idle) * link_s + self._computing_j
+        found: Array = np.where(possible, energies, np.inf)
+        return found
+
+    def best(
+        self,
+        goodput_bps: Optional[float],
+        rtt_s: float,
+        queue_s: float = 0.0,
+        objective: str = "latency",
+    ) -> Prediction:
+        """Return the best choice; without a goodput, the robot alone."""
+        number = self._local
+        if goodput_bps:
+            number = int(np.argmin(self.costs(goodput_bps, rtt_s, queue_s, objective)))
+        return self._prediction(self.choices[number], goodput_bps, rtt_s, queue_s)
+
+    def predict(
+        self,
+        cut: int,
+        plan: Optional[Plan] = None,
+        *,
+        goodput_bps: Optional[float],
+        rtt_s: float,
+        queue_s: float = 0.0,
+    ) -> Prediction:
+        """Return what a serial cut or a plan is expected to take, whether it is a choice or not.
+
+        Args:
+            cut: Index of the cut.
+            plan: A valid plan at it; none for the serial cut.
+            goodput_bps: Payload bits per second; none where there is no link.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+        """
+        return self._prediction(self.choice(cut, plan), goodput_bps, rtt_s, queue_s)
+
+    def choice(self, cut: int, plan: Optional[Plan] = None) -> Choice:
+        """Return a choice with its tasks; a plan that is not among them is worked out."""
+        if plan is None:
+            return self.choices[cut]
+        number = self._numbers.get(plan)
+        if number is not None:
+            return self.choices[number]
+        if plan not in self._others:
+            self._others[plan] = self._striped(plan)
+        return self._others[plan]
+
+    # -- preparing ---------------------------------------------------------------------------
+
+    def _serial(self, index: int) -> Choice:
+        cut = self._manifest.cuts[index]
+        mode = "split" if cut.robot_segments else "frame"
+        if index == self._local:
+            mode = "local"
+        work = self._pricer.serial(index)
+        return Choice(index, None, mode, work, () if cut.refused else finish(work.tasks))
+
+    def _striped(self, plan: Plan) -> Choice:
+        work = self._pricer.plan(plan)
+        return Choice(plan.cut, plan, mode_of(plan), work, finish(work.tasks))
+
+    def _refined(self, choices: Sequence[Choice]) -> List[Choice]:
+        """Return row plans between the best ones and their neighbours."""
+        rows = [(choice.plan, choice) for choice in choices if isinstance(choice.plan, RowPlan)]
+        known = {plan: choice for plan, choice in rows if isinstance(plan, RowPlan)}
+        found: List[Choice] = []
+        for _ in range(_REFINE_ROUNDS if known else 0):
+            best: Set[RowPlan] = set()
+            for cut in {plan.cut for plan in known}:
+                of_cut = [plan for plan in known if plan.cut == cut]
+                for bps in _REFINE_BPS:
+                    best.add(
+                        min(of_cut, key=lambda p: known[p].latency_s(bps, _REFINE_RTT_S, 0.0))
+                    )
+            order = sorted(best, key=lambda plan: (plan.cut, plan.bound))
+            fresh = refined_rows(self._manifest, list(known), order)
+            for plan in fresh:
+                known[plan] = self._striped(plan)
+                found.append(known[plan])
+        return found
+
+    def _stack(self) -> None:
+        """Put the ways of all choices into arrays."""
+        never = (Way(math.inf, 0.0, 0.0, 0.0),)
+        ways = [choice.ways or never for choice in self.choices]
+        lengths = [len(some) for some in ways]
+        self._starts = np.cumsum([0, *lengths[:-1]])
+        columns = np.asarray([way for some in ways for way in some], np.float64).T
+        self._seconds, self._bits, self._round_trips, self._queues = np.ascontiguousarray(columns)
+        works = [choice.work for choice in self.choices]
+        self._sent_bits = np.asarray([8.0 * (w.bytes_up + w.bytes_down) for w in works])
+        self._linked = np.ones(len(works))
+        self._linked[self._local] = 0.0
+        robot_s = np.asarray([work.busy_s(ROBOT) for work in works])
+        self._computing_j = (self._power.compute - self._power.idle) * robot_s
+        self._alone_s = np.full(len(works), np.inf)
+        self._alone_s[self._local] = self.choices[self._local].latency_s(None, 0.0, 0.0)
+
+    def _prediction(
+        self, choice: Choice, goodput_bps: Optional[float], rtt_s: float, queue_s: float
+    ) -> Prediction:
+        work, linked = choice.work, choice.mode != "local"
+        latency_s = choice.latency_s(goodput_bps, rtt_s, queue_s)
+        robot_s, link_s = work.busy_s(ROBOT), 0.0
+        if linked:
+            bits = 8.0 * (work.bytes_up + work.bytes_down)
+            link_s = bits / goodput_bps + rtt_s if goodput_bps else math.inf
+        energy_j = math.inf
+        if math.isfinite(latency_s):
+            idle_s = latency_s - robot_s - link_s
+            energy_j = self._power.energy_j(compute_s=robot_s, communicate_s=link_s, idle_s=idle_s)
+        return Prediction(
+            cut=choice.cut,
+            latency_s=latency_s,
+            robot_s=robot_s,
+            link_s=link_s,
+            server_s=work.busy_s(SERVER),
+            queue_s=queue_s if linked else 0.0,
+            energy_j=energy_j,
+            mode=choice.mode,
+            plan=choice.plan,
+            bytes_up=work.bytes_up,
+            bytes_down=work.bytes_down,
+        )

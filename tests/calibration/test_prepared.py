@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration.energy import StatePower
+from calibration.plan_tasks import CodecSpeed
+from calibration.predictor import MODES, Prediction, cut_costs
+from calibration.prepared import PreparedPlans
+from calibration.schedule import timeline
+from calibration.segment_times import SegmentTimes
+from engines.bundle import Bundle
+from engines.manifest import Manifest
+from engines.stripe_plans import RowPlan, StripePlan
+from tests.striped import Layer, chain
+
+ROBOT_S = (0.10, 0.01, 0.02, 0.03, 0.04, 0.0, 0.05)
+SERVER_S = tuple(s / 10 for s in ROBOT_S)
+POWER = StatePower(compute=10, communicate=4, idle=1)
+STRIPED = chain([Layer(400, 1, 1), Layer(200, 2, 2), Layer(300, 4, 2)], whole=[100, 10])
+ROWS = chain([Layer(200, 1, 2), Layer(60, 1, 4)], whole=[], row_split=True, input_row_bytes=500)
+
+
+def _toy(toy: Bundle, power: StatePower = POWER) -> PreparedPlans:
+    return PreparedPlans(toy.manifest, SegmentTimes(ROBOT_S), SegmentTimes(SERVER_S), power)
+
+
+def _prepared(manifest: Manifest, power: StatePower = POWER) -> PreparedPlans:
+    count = len(manifest.segments)
+    return PreparedPlans(
+        manifest,
+        SegmentTimes(tuple(0.04 + 0.01 * place for place in range(count))),
+        SegmentTimes(tuple(0.01 + 0.002 * place for place in range(count))),
+        power,
+    )
+
+
+def _every(plans: PreparedPlans, bps: float | None, rtt_s: float, queue_s: float = 0.0
+           ) -> list[Prediction]:  # fmt: skip
+    return [
+        plans.predict(c.cut, c.plan, goodput_bps=bps, rtt_s=rtt_s, queue_s=queue_s)
+        for c in plans.choices
+    ]
+
+
+# -- serial cuts -------------------------------------------------------------------------------
+
+
+def test_serial_predictions_by_hand(toy: Bundle) -> None:
+    found = _every(_toy(toy), 1e6, 0.002, 0.005)
+    assert [p.cut for p in found] == list(range(8))
+    assert [p.mode for p in found] == ["frame", *["split"] * 6, "local"]
+    offload = found[0]
+    assert offload.robot_s == 0
+    assert offload.link_s == pytest.approx(8 * (3072 + 52) / 1e6 + 0.002)
+    assert offload.server_s == pytest.approx(0.025)
+    assert offload.latency_s == pytest.approx(0.026992 + 0.005 + 0.025)
+    assert offload.energy_j == pytest.approx(4 * 0.026992 + 1 * 0.030)
+    assert (offload.bytes_up, offload.bytes_down) == (3072, 52)
+    mixed = found[5]
+    assert mixed.robot_s == pytest.approx(0.20)
+    assert mixed.link_s == pytest.approx(8 * 52 / 1e6 + 0.002)
+    assert mixed.server_s == pytest.approx(0.005)
+    assert mixed.queue_s == 0.005
+    local = found[7]
+    assert (local.link_s, local.queue_s, local.server_s) == (0, 0, 0)
+    assert local.latency_s == pytest.approx(0.25)
+    assert local.energy_j == pytest.approx(2.5)
+
+
+def test_serial_predictions_are_the_sums_of_the_costs(toy: Bundle) -> None:
+    costs = cut_costs(toy.manifest, ROBOT_S, SERVER_S)
+    bits = 8.0 * (costs.bytes_up + costs.bytes_down)
+    linked = np.asarray([1.0] * 7 + [0.0])
+    for bps in (1e5, 1e7):
+        by_sum = costs.head_s + costs.tail_s + bits / bps + linked * (0.01 + 0.003)
+        np.testing.assert_allclose(_toy(toy).latencies_s(bps, 0.01, 0.003), by_sum)
+
+
+@pytest.mark.parametrize("goodput", [None, 0.0])
+def test_without_a_link_only_the_robot_alone_is_possible(
+    toy: Bundle, goodput: float | None
+) -> None:
+    plans = _toy(toy)
+    assert plans.best(goodput, 0.0).mode == "local"
+    assert plans.best(goodput, 0.0).latency_s == pytest.approx(0.25)
+    for objective in ("latency", "energy"):
+        costs = plans.costs(goodput, 0.0, objective=objective)
+        assert np.isinf(costs[:-1]).all()
+        assert np.isfinite(costs[-1])
+    assert [math.isinf(p.latency_s) for p in _every(plans, goodput, 0.0)] == [True] * 7 + [False]
+
+
+@pytest.mark.parametrize("power", [POWER, StatePower(compute=1, communicate=1, idle=0)])
+def test_a_refused_cut_is_never_the_best(toy: Bundle, power: StatePower) -> None:
+    cuts = list(toy.manifest.cuts)
+    cuts[0] = msgspec.structs.replace(cuts[0], refused="--keep-local")
+    cuts[7] = msgspec.structs.replace(cuts[7], refused="--robot-memory")
+    manifest = msgspec.structs.replace(toy.manifest, cuts=tuple(cuts))
+    plans = PreparedPlans(manifest, SegmentTimes(ROBOT_S), SegmentTimes(SERVER_S), power)
+    for objective in ("latency", "energy"):
+        for bps in (1e3, 1e6, 1e10):
+            assert 0 < plans.best(bps, 0.0, objective=objective).cut < 7
+    assert math.isinf(_every(plans, 1e6, 0.0)[0].energy_j)
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("manifest", [STRIPED, ROWS])
+@pytest.mark.parametrize("link", [(1e5, 0.0, 0.0), (2e6, 0.004, 0.0), (3e7, 0.05, 0.2)])
+def test_arrays_say_what_each_schedule_says(
+    manifest: Manifest, link: tuple[float, float, float]
+) -> None:
+    plans = _prepared(manifest)
+    latencies = plans.costs(*link)
+    energies = plans.costs(*link, objective="energy")
+    assert len(plans.choices) == len(latencies) > 50
+    for number, found in enumerate(_every(plans, *link)):
+        bps, rtt_s, queue_s = link
+        _, end_s = timeline(
+            plans.choices[number].work.tasks, goodput_bps=bps, rtt_s=rtt_s, queue_s=queue_s
+        )
+        assert latencies[number] == pytest.approx(end_s)
+        assert found.latency_s == pytest.approx(end_s)
+        assert energies[number] == pytest.approx(found.energy_j)
+        assert found.mode in MODES
+        assert (found.plan is None) == (found.mode in MODES[:3])
+
+
+@given(st.floats(1e4, 1e10), st.floats(0, 0.2), st.floats(0, 1))
+def test_the_best_is_the_least(bps: float, rtt_s: float, queue_s: float) -> None:
+    latencies = [p.latency_s for p in _every(PREPARED, bps, rtt_s, queue_s)]
+    assert PREPARED.best(bps, rtt_s, queue_s).latency_s == pytest.approx(min(latencies))
+    energies = [p.energy_j for p in _every(PREPARED, bps, rtt_s, queue_s)]
+    best = PREPARED.best(bps, rtt_s, queue_s, "energy")
+    assert best.energy_j == pytest.approx(min(energies))
+
+
+PREPARED = _prepared(STRIPED)
+
+
+def test_overlap_adds_what_computing_and_sending_draw() -> None:
+    plan = StripePlan(cut=1, until=1, bounds=(32, 64), robot=2)
+    found = PREPARED.predict(1, plan, goodput_bps=1e6, rtt_s=0.0)
+    assert found.mode == "streamed-head"
+    assert found.latency_s < found.robot_s + found.link_s + found.server_s
+    by_hand = 1 * found.latency_s + 9 * found.robot_s + 3 * found.link_s
+    assert found.energy_j == pytest.approx(by_hand)
+
+
+def test_a_plan_that_is_no_choice_is_predicted_all_the_same() -> None:
+    plan = StripePlan(cut=1, until=1, bounds=(17, 64), robot=1)
+    assert plan not in [choice.plan for choice in PREPARED.choices]
+    found = PREPARED.predict(1, plan, goodput_bps=1e6, rtt_s=0.01)
+    assert (found.plan, found.mode) == (plan, "two-sided")
+    assert PREPARED.choice(1, plan) is PREPARED.choice(1, plan)
+    only = PreparedPlans(STRIPED, *[SegmentTimes((0.1,) * 5)] * 2, plans=[plan])
+    assert [choice.plan for choice in only.choices] == [None] * 6 + [plan]
+
+
+def test_stripes_win_where_robot_and_link_take_as_long() -> None:
+    modes = {PREPARED.best(float(bps), 0.001).mode for bps in np.geomspace(1e5, 1e9, 30)}
+    assert {"two-sided", "streamed-raw"} & modes
+    assert PREPARED.best(1.0, 0.001).mode == "local"
+
+
+def test_equal_costs_go_to_the_serial_cut() -> None:
+    nothing = SegmentTimes((0.0,) * 5)
+    free = PreparedPlans(STRIPED, nothing, nothing)
+    assert free.best(1e6, 0.0).mode == "local"
+    cuts = list(STRIPED.cuts)
+    cuts[-1] = msgspec.structs.replace(cuts[-1], refused="--robot-memory")
+    some = msgspec.structs.replace(STRIPED, cuts=tuple(cuts))
+    assert PreparedPlans(some, nothing, nothing).best(1e6, 0.0).plan is None
+
+
+def test_rows_are_refined_until_both_ends_finish_together() -> None:
+    plans = _prepared(ROWS)
+    coarse = PreparedPlans(
+        ROWS,
+        SegmentTimes((0.04, 0.05)),
+        SegmentTimes((0.01, 0.012)),
+        POWER,
+        plans=[c.plan for c in plans.choices if c.plan is not None][:9],
+    )
+    every = [
+        RowPlan(cut=0, bound=bound)
+        for bound in range(9, 64)
+        if RowPlan(cut=0, bound=bound) in [c.plan for c in plans.choices]
+    ]
+    assert len(every) > 20
+    for bps in (2e6, 1e7, 4e7):
+        rows = [c for c in plans.choices if isinstance(c.plan, RowPlan)]
+        best = min(rows, key=lambda c: c.latency_s(bps, 0.002, 0.0))
+        by_all = min(
+            coarse.predict(0, RowPlan(cut=0, bound=bound), goodput_bps=bps, rtt_s=0.002).latency_s
+            for bound in range(9, 64)
+        )
+        assert best.latency_s(bps, 0.002, 0.0) == pytest.approx(by_all, rel=0.02)
+
+
+def test_coding_makes_everything_but_the_robot_alone_slower() -> None:
+    count = len(STRIPED.segments)
+    times = SegmentTimes((0.01,) * count)
+    coded = PreparedPlans(STRIPED, times, times, codecs=CodecSpeed(1e-7, 1e-7))
+    plain = PreparedPlans(STRIPED, times, times)
+    slower = coded.latencies_s(1e6, 0.0) - plain.latencies_s(1e6, 0.0)
+    assert slower[count] == 0
+    assert (np.delete(slower, count) > 0).all()
