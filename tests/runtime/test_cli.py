@@ -159,7 +159,7 @@ class TestInfer:
     def test_an_inference_that_fails_is_counted_and_told(
         self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right, calls = Robot.infer, []
+        right, calls = Robot._infer, []
 
         def fail_second(self: Robot, *args: object) -> object:
             calls.append(1)
@@ -167,11 +167,40 @@ class TestInfer:
                 raise EngineError("out of memory")
             return right(self, *args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Robot, "infer", fail_second)
+        monkeypatch.setattr(Robot, "_infer", fail_second)
         result = _run("infer", toy.folder, "--source", "random:3", "--json", "--threads", 1)
         _assert_error(result, "out of memory")
         _, summary = _records(result.stdout)
         assert (summary["count"], summary["failures"]) == (1, 1)
+
+
+    @pytest.mark.parametrize("in_flight", [1, 3])
+    def test_striped_and_with_frames_in_flight(
+        self, dense: Bundle, tmp_path: Path, in_flight: int
+    ) -> None:
+        plan = StripePlan(cut=2, until=4, bounds=(16, 24, 32, 40, 48), robot=3)
+        text = plan_text(plan, dense.manifest)
+        with (
+            Program(dense, open_backend("ort", BackendOptions(threads=1))) as program,
+            Server([program]) as striped,
+        ):
+            result = _run(
+                "infer", dense.folder, "--server", address(striped), "--source", "random:3",
+                "--count", 9, "--cut", text, "--in-flight", in_flight, "--json", "--threads", 1,
+                "--save", tmp_path,
+            )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        records, summary = _records(result.stdout)
+        assert [record["seq"] for record in records] == list(range(9))
+        assert [record["source"] for record in records] == [f"random:{i % 3}" for i in range(9)]
+        for record in records:
+            assert (record["mode"], record["plan"], record["stripes"]) == ("two-sided", text, 5)
+            assert record["age_ms"] >= record["latency_ms"] > 0
+            saved = np.load(tmp_path / f"{record['seq']:06d}.npz")
+            expected = whole_outputs(dense, seeded_inputs(dense.manifest.inputs, record["seq"] % 3))
+            np.testing.assert_array_equal(saved["y"], expected["y"])
+        assert summary["rate_hz"] > 0
+        assert summary["age_p50_ms"] > 0
 
 
 class TestInferErrors:
