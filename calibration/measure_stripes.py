@@ -2,7 +2,7 @@
 
 A stripe's bounds must suit its segment, so the shares that can be run are seldom just those of
 :data:`~calibration.segment_times.SHARES`. The nearest ones are timed, and times at the shares
-themselves are read off between them; that of the whole segment, unstriped, is the time at 1.
+themselves are read off them; that of the whole segment, unstriped, is the time at 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from calibration.latency_table import Timing
-from calibration.segment_times import SHARES
+from calibration.segment_times import SHARES, at_shares
 from engines.errors import SplitError
 from engines.program import Program
 from engines.rows import RowsBackend, RowsEngine, rows_backend
@@ -204,11 +204,10 @@ def _measured(
         return ()
     if not found:
         return ()
-    at = [*sorted(found), 1.0]
-    timings = [*(found[share] for share in at[:-1]), whole]
-    p50 = np.interp(SHARES, at, [timing.p50_s for timing in timings])
-    p95 = np.interp(SHARES, at, [timing.p95_s for timing in timings])
-    return tuple(Timing(float(a), float(b)) for a, b in zip(p50, p95))
+    found[1.0] = whole
+    p50 = at_shares({share: timing.p50_s for share, timing in found.items()})
+    p95 = at_shares({share: timing.p95_s for share, timing in found.items()})
+    return tuple(Timing(a, b) for a, b in zip(p50, p95))
 
 
 def _feed(engine: RowsEngine, env: Mapping[str, Array]) -> Dict[str, Array]:

@@ -9,16 +9,21 @@ from __future__ import annotations
 from itertools import zip_longest
 from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
 
-from engines.manifest import Manifest
-from engines.stripe_plans import Plan, RowPlan, StripePlan, trouble
-from engines.stripes import RowSplit, Striping, even_bounds
+from msgspec.structs import replace
 
-__all__ = ["COUNTS", "MOST_PLANS", "candidate_plans", "deeper_cuts", "even_plan", "refined_rows"]
+from engines.manifest import Manifest
+from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, trouble
+from engines.stripes import RowSplit, StripedCut, Striping, even_bounds
+
+__all__ = ["COUNTS", "MOST_PLANS", "candidate_plans", "deeper_cuts", "even_plan", "neighbours"]
 
 COUNTS = (4, 2, 8, 3, 6, 12, 16)
 """Numbers of stripes, the likelier ones first: more overlap better and launch more."""
 
 MOST_PLANS = 400
+
+_MOST_CUTS = 16
+"""Cuts that are tried: of more, those of fewest bytes at every depth."""
 
 _DEEP = 3
 """Cuts up to which the server's stripes may go, beside the plan's own: the deepest ones."""
@@ -30,7 +35,8 @@ _SIDES = ((2, 1), (4, 2), (4, 3), (4, 1), (8, 4), (8, 6), (8, 2), (3, 1), (3, 2)
           (6, 1), (8, 5), (8, 3), (8, 1), (12, 11))  # fmt: skip
 """Two-sided: number of stripes, and how many of them the robot computes."""
 
-_ROW_BOUNDS = 9
+_ROW_HALVINGS = 5
+"""So 33 bounds: the best of them is at most 1.6% of the height off."""
 
 
 def candidate_plans(manifest: Manifest, *, most: int = MOST_PLANS) -> Tuple[Plan, ...]:
@@ -39,7 +45,7 @@ def candidate_plans(manifest: Manifest, *, most: int = MOST_PLANS) -> Tuple[Plan
     if striping is None:
         return ()
     sources: List[Iterable[Plan]] = [_row_plans(split) for split in striping.row_splits]
-    for striped in striping.cuts:
+    for striped in _few_cuts(manifest, striping):
         behind = deeper_cuts(manifest, striping, striped.cut)
         deeper = (*behind[: _DEEP if striped.cut else _DEEP_RAW], striped.cut)
         sources.append(_streamed(striping, manifest, striped.cut, deeper))
@@ -74,30 +80,35 @@ def even_plan(
     return StripePlan(cut=cut, until=until, bounds=bounds, robot=robot or len(bounds))
 
 
-def refined_rows(
-    manifest: Manifest, plans: Sequence[RowPlan], best: Iterable[RowPlan]
-) -> Tuple[RowPlan, ...]:
-    """Return new row plans: half-way between each of the best ones and its neighbours.
+def neighbours(plan: Plan, manifest: Manifest, part: float) -> Iterator[Plan]:
+    """Yield the valid plans that differ in one thing: a bound, or by one stripe between the sides.
 
     Args:
+        plan: A valid plan.
         manifest: The bundle's manifest.
-        plans: Row plans known so far.
-        best: Those to look around.
+        part: How far bounds are moved, as a part of the height; at least by one band.
     """
     striping = manifest.striping
-    assert striping is not None, "row plans of a bundle without stripes"
-    found: Dict[RowPlan, None] = {}
-    for plan in best:
+    assert striping is not None, "a plan for a bundle without stripes"
+    others: List[Plan] = []
+    if isinstance(plan, RowPlan):
         split = striping.row_split(plan.cut)
         assert split is not None, "a plan without a row split"
-        known = sorted(other.bound for other in plans if other.cut == plan.cut)
-        place = known.index(plan.bound)
-        for neighbour in known[max(place - 1, 0) : place + 2]:
-            middle = round((neighbour + plan.bound) / 2 / split.band) * split.band
-            between = RowPlan(cut=plan.cut, bound=middle)
-            if middle not in known and not trouble(between, manifest):
-                found[between] = None
-    return tuple(found)
+        step = max(1, round(part * split.rows / split.band)) * split.band
+        others += [RowPlan(cut=plan.cut, bound=plan.bound + by) for by in (-step, step)]
+    else:
+        band, _, _ = striping.limits(manifest.cuts[plan.until].robot_segments)
+        step = max(1, round(part * striping.rows / band)) * band
+        for place in range(plan.stripes - 1):
+            for by in (-step, step):
+                bounds = list(plan.bounds)
+                bounds[place] += by
+                others.append(replace(plan, bounds=tuple(bounds)))
+        if plan.two_sided:
+            others += [replace(plan, robot=plan.robot + by) for by in (-1, 1)]
+    for other in others:
+        if mode_of(other) == mode_of(plan) and not trouble(other, manifest):
+            yield other
 
 
 def deeper_cuts(manifest: Manifest, striping: Striping, cut: int) -> Tuple[int, ...]:
@@ -108,6 +119,21 @@ def deeper_cuts(manifest: Manifest, striping: Striping, cut: int) -> Tuple[int, 
     ]
     behind.sort(key=lambda index: -manifest.cuts[index].flops_robot)
     return tuple(behind)
+
+
+def _few_cuts(manifest: Manifest, striping: Striping) -> Tuple[StripedCut, ...]:
+    """Return the first cut and those of fewest bytes in equal parts of the way to the deepest."""
+    if len(striping.cuts) <= _MOST_CUTS:
+        return striping.cuts
+    deepest = max(manifest.cuts[striped.cut].flops_robot for striped in striping.cuts) or 1
+    best: Dict[int, StripedCut] = {}
+    for striped in striping.cuts:
+        cut = manifest.cuts[striped.cut]
+        parts = _MOST_CUTS - 1
+        part = min(cut.flops_robot * parts // deepest, parts - 1) if striped.cut else -1
+        if part not in best or cut.bytes < manifest.cuts[best[part].cut].bytes:
+            best[part] = striped
+    return tuple(best[part] for part in sorted(best))
 
 
 def _streamed(
@@ -132,7 +158,11 @@ def _two_sided(
 
 
 def _row_plans(split: RowSplit) -> Iterator[RowPlan]:
+    """Yield bounds from one end to the other, then those half-way between, and so on."""
     span = split.most - split.least
-    for step in range(_ROW_BOUNDS):
-        wanted = split.least + span * step / (_ROW_BOUNDS - 1)
+    parts = [0.0, 1.0]
+    for halves in range(1, _ROW_HALVINGS + 1):
+        parts += [step / 2**halves for step in range(1, 2**halves, 2)]
+    for part in parts:
+        wanted = split.least + span * part
         yield RowPlan(cut=split.cut, bound=round(wanted / split.band) * split.band)

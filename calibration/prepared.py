@@ -17,28 +17,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from calibration.energy import StatePower
 from calibration.plan_tasks import CodecSpeed, Pricer, Work
-from calibration.plans import candidate_plans, refined_rows
+from calibration.plans import candidate_plans, neighbours
 from calibration.predictor import Prediction
-from calibration.schedule import ROBOT, SERVER, Way, finish
+from calibration.schedule import ROBOT, SERVER, Way, finish, timeline
 from calibration.segment_times import SegmentTimes
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan, RowPlan, mode_of
+from engines.stripe_plans import Plan, mode_of
 from engines.tensors import Array
 
 __all__ = ["OBJECTIVES", "Choice", "PreparedPlans"]
 
 OBJECTIVES = ("latency", "energy")
 
-_REFINE_BPS = tuple(float(bps) for bps in np.geomspace(1e6, 1e9, 13))
+_REFINE_BPS = tuple(float(bps) for bps in np.geomspace(2e6, 5e8, 6))
 _REFINE_RTT_S = 0.002
-_REFINE_ROUNDS = 3
-"""Each halves the distance between bounds around the best: 8 intervals become 64."""
+_REFINE_PARTS = (1 / 12, 1 / 24, 1 / 48)
+"""How far a bound is moved, as a part of the height."""
+
+_PROMISING = 1.05
+"""A mode is refined where its best plan takes at most so many times as long as the best of all."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class PreparedPlans:
         robot: Times on the robot.
         server: Times on the server.
         power: The robot's power by state.
-        plans: Striped plans to choose among; by default those of ``calibration.plans``, row plans
-            refined around the best.
+        plans: Striped plans to choose among; by default those of ``calibration.plans`` and
+            better ones near the best of them.
         codecs: What coding costs.
     """
 
@@ -213,24 +216,37 @@ class PreparedPlans:
         return Choice(plan.cut, plan, mode_of(plan), work, finish(work.tasks))
 
     def _refined(self, choices: Sequence[Choice]) -> List[Choice]:
-        """Return row plans between the best ones and their neighbours."""
-        rows = [(choice.plan, choice) for choice in choices if isinstance(choice.plan, RowPlan)]
-        known = {plan: choice for plan, choice in rows if isinstance(plan, RowPlan)}
-        found: List[Choice] = []
-        for _ in range(_REFINE_ROUNDS if known else 0):
-            best: Set[RowPlan] = set()
-            for cut in {plan.cut for plan in known}:
-                of_cut = [plan for plan in known if plan.cut == cut]
-                for bps in _REFINE_BPS:
-                    best.add(
-                        min(of_cut, key=lambda p: known[p].latency_s(bps, _REFINE_RTT_S, 0.0))
-                    )
-            order = sorted(best, key=lambda plan: (plan.cut, plan.bound))
-            fresh = refined_rows(self._manifest, list(known), order)
-            for plan in fresh:
-                known[plan] = self._striped(plan)
-                found.append(known[plan])
-        return found
+        """Return better plans near the best ones of each mode, for a few goodputs."""
+        striped = [choice for choice in choices if choice.plan is not None]
+        found: Dict[Plan, Choice] = {}
+        for bps in _REFINE_BPS if striped else ():
+            least: Dict[str, Tuple[float, Choice]] = {}
+            for choice in choices:
+                latency_s = choice.latency_s(bps, _REFINE_RTT_S, 0.0)
+                if choice.mode not in least or latency_s < least[choice.mode][0]:
+                    least[choice.mode] = latency_s, choice
+            enough_s = min(latency_s for latency_s, _ in least.values()) * _PROMISING
+            for latency_s, choice in least.values():
+                if choice.plan is not None and latency_s <= enough_s:
+                    plan = self._descend(choice.plan, bps)
+                    if plan != choice.plan and plan not in found:
+                        found[plan] = self._striped(plan)
+        return list(found.values())
+
+    def _descend(self, plan: Plan, bps: float) -> Plan:
+        """Move one bound at a time, by ever smaller steps, as long as that is quicker."""
+        best_s = self._once_s(plan, bps)
+        for part in _REFINE_PARTS:
+            for other in neighbours(plan, self._manifest, part):
+                latency_s = self._once_s(other, bps)
+                if latency_s < best_s:
+                    plan, best_s = other, latency_s
+        return plan
+
+    def _once_s(self, plan: Plan, bps: float) -> float:
+        """Return the latency of a plan at one goodput: quicker than to find all its ways."""
+        tasks = self._pricer.plan(plan).tasks
+        return timeline(tasks, goodput_bps=bps, rtt_s=_REFINE_RTT_S)[1]
 
     def _stack(self) -> None:
         """Put the ways of all choices into arrays."""

@@ -21,7 +21,7 @@ from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
 from engines.manifest import Estimate, Manifest
-from engines.stripes import Striping, even_bounds
+from engines.stripes import MAX_STRIPES, Striping, even_bounds
 
 __all__ = ["RTT_S", "render_report"]
 
@@ -228,9 +228,8 @@ def _rows_of(rows: int, height: int) -> str:
 
 def _most_stripes(manifest: Manifest, striping: Striping, cut: int) -> int:
     band, least, most = striping.limits(manifest.cuts[cut].robot_segments)
-    return len(
-        even_bounds(striping.rows, striping.rows // band, band=band, least=least, most=most)
-    )
+    wanted = min(striping.rows // band, MAX_STRIPES)
+    return len(even_bounds(striping.rows, wanted, band=band, least=least, most=most))
 
 
 def _goodput_figure(manifest: Manifest, found: Choices, best: AbstractSet[int]) -> str:

@@ -8,13 +8,21 @@ time by share.
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from typing import List, Mapping, Sequence, Tuple
 
 import msgspec
 
 from engines.manifest import Manifest
 
-__all__ = ["LAUNCH_S", "SHARES", "SegmentTimes", "estimated_times", "launched_s", "time_at"]
+__all__ = [
+    "LAUNCH_S",
+    "SHARES",
+    "SegmentTimes",
+    "at_shares",
+    "estimated_times",
+    "launched_s",
+    "time_at",
+]
 
 SHARES: Tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of a segment's rows at which its stripes are timed."""
@@ -70,23 +78,37 @@ class SegmentTimes(msgspec.Struct, frozen=True):
         return time_at(points, share) if points else launched_s(whole_s, share)
 
 
-def time_at(points: Sequence[float], share: float) -> float:
-    """Read a time off the points at :data:`SHARES`, straight lines in between.
+def at_shares(samples: Mapping[float, float]) -> Tuple[float, ...]:
+    """Turn times measured at whatever shares could be had into those at :data:`SHARES`.
+
+    Args:
+        samples: Seconds by share; one alone is taken to be by share throughout.
+    """
+    shares = sorted(samples)
+    if len(shares) == 1:
+        return tuple(samples[shares[0]] * share / shares[0] for share in SHARES)
+    points = [samples[share] for share in shares]
+    return tuple(time_at(points, share, shares) for share in SHARES)
+
+
+def time_at(points: Sequence[float], share: float, shares: Sequence[float] = SHARES) -> float:
+    """Read a time off the points at some shares, straight lines in between.
 
     Below the smallest share the first line goes on. But a stripe there takes at least its part of
     the smallest measured one, and at most as long as that: a line through two noisy points must
-    not make it free, nor dearer the smaller it is. Above 1 the last line goes on, never falling.
+    not make it free, nor dearer the smaller it is. Beyond the largest share the last line goes on,
+    never falling.
     """
-    first, last = SHARES[0], SHARES[-1]
+    first, last = shares[0], shares[-1]
     if share < first:
-        slope = (points[1] - points[0]) / (SHARES[1] - first)
+        slope = (points[1] - points[0]) / (shares[1] - first)
         line = points[0] + slope * (share - first)
         return min(points[0], max(points[0] * max(share, 0.0) / first, line))
     if share >= last:
-        slope = (points[-1] - points[-2]) / (last - SHARES[-2])
+        slope = (points[-1] - points[-2]) / (last - shares[-2])
         return points[-1] + max(slope, 0.0) * (share - last)
-    place = next(i for i in range(1, len(SHARES)) if share < SHARES[i])
-    low, high = SHARES[place - 1], SHARES[place]
+    place = next(i for i in range(1, len(shares)) if share < shares[i])
+    low, high = shares[place - 1], shares[place]
     return points[place - 1] + (points[place] - points[place - 1]) * (share - low) / (high - low)
 
 

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
-from calibration.plans import candidate_plans, deeper_cuts, even_plan, refined_rows
+from calibration.plans import candidate_plans, deeper_cuts, even_plan, neighbours
 from engines.bundle import Bundle
-from engines.stripe_plans import RowPlan, StripePlan, mode_of, trouble
+from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, trouble
 from tests.striped import Layer, chain
 
 LAYERS = [Layer(400, 1, 1), Layer(200, 2, 2), Layer(300, 4, 2), Layer(100, 4, 4)]
@@ -45,33 +46,56 @@ def test_every_mode_cut_and_depth_is_among_them() -> None:
 
 
 def test_the_number_is_bounded_and_every_cut_gets_its_turn() -> None:
-    manifest = chain([Layer(9)] * 40, rows=640)
+    manifest = chain([Layer(9)] * 12, rows=640)
     everything = candidate_plans(manifest, most=10_000)
-    assert len(everything) > 1000
+    assert len(everything) > 400
     some = candidate_plans(manifest, most=100)
-    assert len(some) == 100
-    assert {plan.cut for plan in some} == set(range(41))
+    assert some == everything[:100]
+    assert {plan.cut for plan in some} == set(range(13))
+
+
+def test_of_many_cuts_the_smallest_at_every_depth_are_tried() -> None:
+    # Every fourth tensor is small, and of 15 parts of the way all but the first have one.
+    manifest = chain([Layer(5 if place % 4 == 3 else 9) for place in range(60)], rows=640)
+    cuts = {plan.cut for plan in candidate_plans(manifest)}
+    assert cuts == {0, 1, *range(4, 60, 4)}
 
 
 def test_row_bounds_span_what_is_allowed() -> None:
     manifest = chain([Layer(9, 2, 1)], rows=64, whole=[], row_split=True)
     bounds = [plan.bound for plan in candidate_plans(manifest) if isinstance(plan, RowPlan)]
-    assert (bounds[0], bounds[-1]) == (8, 62)
-    assert len(bounds) == 9
+    assert bounds[:3] == [8, 62, 36]
+    assert sorted(bounds) == list(range(8, 63, 2)), "33 of 28 are all"
     assert all(bound % 2 == 0 for bound in bounds)
 
 
-def test_refining_halves_the_distance_to_both_neighbours() -> None:
+def test_neighbours_of_a_row_plan_lie_a_step_away() -> None:
     manifest = chain([Layer(9, 2, 1)], rows=64, whole=[], row_split=True)
-    plans = [RowPlan(cut=0, bound=bound) for bound in (8, 24, 40, 62)]
 
-    def around(plan: RowPlan) -> list[int]:
-        return [fresh.bound for fresh in refined_rows(manifest, plans, [plan])]
+    def around(bound: int, part: float) -> list[Plan]:
+        return list(neighbours(RowPlan(cut=0, bound=bound), manifest, part))
 
-    assert around(plans[1]) == [16, 32]
-    assert around(plans[0]) == [16]
-    assert around(plans[3]) == [52]
-    assert refined_rows(manifest, [plans[0]], [plans[0]]) == ()
+    assert around(40, 1 / 8) == [RowPlan(cut=0, bound=32), RowPlan(cut=0, bound=48)]
+    assert around(40, 1e-9) == [RowPlan(cut=0, bound=38), RowPlan(cut=0, bound=42)]
+    assert around(8, 1 / 8) == [RowPlan(cut=0, bound=16)]
+
+
+def test_neighbours_of_a_striped_plan_differ_in_one_thing() -> None:
+    manifest = chain([Layer(9, 2, 1)], rows=64)
+    plan = StripePlan(cut=1, until=1, bounds=(16, 20, 48, 64), robot=2)
+    found = list(neighbours(plan, manifest, 1 / 16))
+    assert [p.bounds for p in found if isinstance(p, StripePlan) and p.robot == 2] == [
+        (12, 20, 48, 64),
+        (16, 24, 48, 64),
+        (16, 20, 44, 64),
+        (16, 20, 52, 64),
+    ]
+    assert [p.robot for p in found if p.bounds == plan.bounds] == [1, 3]
+    last = replace(plan, robot=3)
+    assert all(mode_of(other) == "two-sided" for other in neighbours(last, manifest, 0.5))
+    assert {mode_of(p) for p in neighbours(replace(plan, robot=4), manifest, 1 / 16)} == {
+        "streamed-head"
+    }
 
 
 def test_deeper_cuts_are_the_deepest_first() -> None:

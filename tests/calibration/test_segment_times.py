@@ -8,6 +8,7 @@ from calibration.segment_times import (
     LAUNCH_S,
     SHARES,
     SegmentTimes,
+    at_shares,
     estimated_times,
     launched_s,
     time_at,
@@ -33,6 +34,13 @@ def test_a_line_through_noise_makes_no_small_stripe_free_or_dear() -> None:
     falling = (2.0, 1.0, 3.0, 4.0, 3.0)
     assert time_at(falling, 1 / 64) == 2.0
     assert time_at(falling, 2.0) == 3.0
+
+
+def test_measured_shares_need_not_be_the_tables_own() -> None:
+    line = {0.1: 2.6, 0.2: 4.2, 0.45: 8.2, 0.9: 15.4}  # 1 + 16 * share
+    assert at_shares(line) == pytest.approx(POINTS)
+    assert at_shares(dict(zip(SHARES, POINTS))) == POINTS
+    assert at_shares({0.5: 8.0}) == (1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @given(st.lists(SECONDS, min_size=5, max_size=5), st.floats(0, 3))

@@ -173,7 +173,6 @@ class TestInfer:
         _, summary = _records(result.stdout)
         assert (summary["count"], summary["failures"]) == (1, 1)
 
-
     @pytest.mark.parametrize("in_flight", [1, 3])
     def test_striped_and_with_frames_in_flight(
         self, dense: Bundle, tmp_path: Path, in_flight: int
@@ -197,7 +196,9 @@ class TestInfer:
             assert (record["mode"], record["plan"], record["stripes"]) == ("two-sided", text, 5)
             assert record["age_ms"] >= record["latency_ms"] > 0
             saved = np.load(tmp_path / f"{record['seq']:06d}.npz")
-            expected = whole_outputs(dense, seeded_inputs(dense.manifest.inputs, record["seq"] % 3))
+            expected = whole_outputs(
+                dense, seeded_inputs(dense.manifest.inputs, record["seq"] % 3)
+            )
             np.testing.assert_array_equal(saved["y"], expected["y"])
         assert summary["rate_hz"] > 0
         assert summary["age_p50_ms"] > 0
