@@ -10,6 +10,7 @@ from compiler.images import parse_image
 from compiler.inputs import parse_input
 from compiler.options import THIS, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
+from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
 from engines.halves import HALVES
 
@@ -119,6 +120,14 @@ __all__ = ["main"]
     metavar="NODE|MODULE",
     help="With --precision fp16: this node, or all of this module, stays in float32. Repeatable.",
 )
+@click.option(
+    "--builder",
+    type=click.Choice(BUILDERS),
+    default=BUILDERS[0],
+    show_default=True,
+    help="What builds the plans of --target tensorrt: TensorRT's ONNX parser, or Torch-TensorRT "
+    "from the fx program, for segments that map to it.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     model: str,
@@ -145,6 +154,7 @@ def main(
     halves: str,
     precision: str,
     fp32: tuple[str, ...],
+    builder: str,
     as_json: bool,
 ) -> None:
     """Compile MODEL into a bundle that robot and server run together.
@@ -175,6 +185,7 @@ def main(
         halves=halves,
         precision=precision,
         fp32=fp32,
+        builder=builder,
     )
     _, report = compile_model(model, out, options=options, progress=progress_bar)
     if as_json:

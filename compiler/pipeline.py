@@ -24,7 +24,13 @@ from compiler.inputs import InputSpec, load_example
 from compiler.options import CutOptions
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
-from compiler.target_specs import TargetSpec, parse_target
+from compiler.target_specs import (
+    BUILDERS,
+    TENSORRT,
+    TORCH_TENSORRT,
+    TargetSpec,
+    parse_target,
+)
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
 from engines.halves import HALVES
@@ -33,6 +39,7 @@ from engines.tensors import Array
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from compiler.assemble import Prepared
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from compiler.graph import ValueGraph
     from compiler.proof import Expected
     from compiler.stripes.emit import Streams
+    from compiler.trace import Traced
     from engines.manifest import Manifest
     from engines.stripes import Striping
 
@@ -99,6 +107,8 @@ class CompileOptions:
             converts it to float16 between its inputs and outputs.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
         stripes: One of :data:`STRIPES`.
+        builder: One of :data:`BUILDERS`: what the plans of the target ``tensorrt`` are built
+            from, ONNX files or, with Torch-TensorRT, the fx program.
     """
 
     inputs: tuple[InputSpec, ...] = ()
@@ -121,6 +131,7 @@ class CompileOptions:
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
     stripes: str = "auto"
+    builder: str = BUILDERS[0]
 
     def __post_init__(self) -> None:
         _ = self.cut_options  # checks them
@@ -146,8 +157,32 @@ class CompileOptions:
             )
         if self.fp32 and self.precision != "fp16":
             raise TraceError("--fp32: expected with --precision fp16, given without it")
+        self._check_builder()
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise TraceError(f"--name: expected a plain name, given {self.name!r}")
+
+    def _check_builder(self) -> None:
+        if self.builder not in BUILDERS:
+            raise TraceError(
+                f"--builder: expected one of {', '.join(BUILDERS)}, given {self.builder!r}"
+            )
+        if not self.from_fx:
+            return
+        if TENSORRT not in [spec.name for spec in self.target_specs]:
+            raise TraceError(
+                f"--builder {self.builder}: expected with --target {TENSORRT}, given --target "
+                f"{', '.join(self.targets)}; it builds plans for this machine's GPU"
+            )
+        if self.precision != "fp32":
+            raise TraceError(
+                f"--builder {self.builder}: expected --precision fp32, given {self.precision}: it "
+                "is the ONNX graph that is converted; leave --builder out"
+            )
+
+    @property
+    def from_fx(self) -> bool:
+        """Whether plans are built from the fx program, which must be kept until then."""
+        return self.builder == TORCH_TENSORRT
 
     @property
     def exported_opset(self) -> int:
@@ -231,6 +266,10 @@ def compile_model(
         del model  # so that a caller who keeps no reference to it does not pay for it
         given = None if options.example is None else load_example(options.example)
         example, pixels = split_pixels(given, options.images)
+        if options.from_fx:
+            from compiler.torch_tensorrt import find_torch_tensorrt
+
+            find_torch_tensorrt()  # before anything that takes long
     name = options.name or source.name
     out = Path(f"{name}.bundle") if out is None else out
     with _no_folders_left(out), new_bundle(out) as (folder, finish):
@@ -244,6 +283,7 @@ def compile_model(
         clock.seconds.update(traced.seconds)
         with clock("passes"), progress("writing the weights"):
             reference = traced.reference
+            fx = _fx_program(traced, options)
             prepared = assemble.prepare(
                 traced,
                 folder,
@@ -270,7 +310,9 @@ def compile_model(
             prepared.drop_exact()
             del reference
             gc.collect()  # programs refer to themselves: the model's weights go now
-        bundle = _write(name, folder, prepared, found, expected, options, clock, progress, finish)
+        bundle = _write(
+            name, folder, prepared, found, expected, fx, options, clock, progress, finish
+        )
     return bundle, make_report(bundle, out, {s: clock.seconds.get(s, 0.0) for s in STAGES})
 
 
@@ -341,6 +383,7 @@ def _write(
     prepared: Prepared,
     found: _Found,
     expected: Expected,
+    fx: torch.export.ExportedProgram | None,
     options: CompileOptions,
     clock: _Clock,
     progress: Progress,
@@ -394,6 +437,7 @@ def _write(
             workspace_bytes=options.workspace,
             halves=options.halves,
             progress=advance,
+            fx=fx,
         )
     with clock("report"):
         manifest = assemble.proved(draft, error, targets)
@@ -401,6 +445,19 @@ def _write(
         (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     with clock("write"):
         return assemble.finish(folder, manifest, finish)
+
+
+def _fx_program(traced: Traced, options: CompileOptions) -> torch.export.ExportedProgram | None:
+    """Return the program to build plans from; none, so that it can go, where they need none."""
+    if not options.from_fx:
+        return None
+    if traced.program is None:
+        raise TraceError(
+            f"--builder {options.builder}: expected a model that torch.export traces, given one "
+            "without an fx program (an .onnx file, or TorchScript that converts to none); "
+            "leave --builder out"
+        )
+    return traced.program
 
 
 def _source(model: Any, options: CompileOptions) -> Source:

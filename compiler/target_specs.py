@@ -13,9 +13,14 @@ from dataclasses import dataclass
 
 from engines.errors import BuildError
 
-__all__ = ["CPU", "TargetSpec", "parse_target"]
+__all__ = ["BUILDERS", "CPU", "TENSORRT", "TORCH_TENSORRT", "TargetSpec", "parse_target"]
 
 CPU = "cpu"
+TENSORRT = "tensorrt"
+TORCH_TENSORRT = "torch-tensorrt"
+BUILDERS = ("onnx", TORCH_TENSORRT)
+"""What the plans of the target ``tensorrt`` are built from: ONNX files, or fx programs."""
+
 _RTX = "tensorrt-rtx"
 _JETSONS = ("jetson", "jetson-xavier-nx", "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin",
             "jetson-thor")  # fmt: skip
@@ -58,7 +63,7 @@ def parse_target(text: str) -> TargetSpec:
         BuildError: No such target.
     """
     name, colon, listed = text.partition(":")
-    known = (CPU, "tensorrt", _RTX, *_JETSONS)
+    known = (CPU, TENSORRT, _RTX, *_JETSONS)
     if name not in known:
         raise BuildError(f"--target {text!r}: expected one of {', '.join(known)}")
     capabilities = tuple(item.strip().lower() for item in listed.split(",") if item.strip())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from compiler.target_specs import CPU, TargetSpec
+from compiler.target_specs import CPU, TENSORRT, TargetSpec
 from engines.backend import open_backend
 from engines.bundle import sha256_file
 from engines.errors import BuildError
@@ -15,6 +16,9 @@ from engines.manifest import Manifest, Target
 from engines.plans import PlanHeader, PlanStore
 from engines.tensorrt.backend import TensorRTOptions
 from engines.tensorrt.builder import BuildOptions
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["build_targets"]
 
@@ -29,6 +33,7 @@ def build_targets(
     workspace_bytes: int | None,
     halves: str = "auto",
     progress: Callable[[int, int], None],
+    fx: torch.export.ExportedProgram | None = None,
 ) -> dict[str, Target]:
     """Build the plans that can be built here, into ``folder``.
 
@@ -40,6 +45,8 @@ def build_targets(
         halves: Which fused halves get plans too, one of :data:`engines.halves.HALVES`. One that
             cannot be built is left out: its cut runs as a chain.
         progress: Called with (plans built, plans in all).
+        fx: The program that the graph was exported from, to build the plans of the target
+            ``tensorrt`` from it with Torch-TensorRT; none to build them from ONNX.
 
     Returns:
         The targets by name, ``cpu`` excepted, which needs nothing.
@@ -62,16 +69,20 @@ def build_targets(
     for spec in wanted:
         plans = f"plans/{spec.name}" if spec.here else None
         planned = fused
+        files = segments + fused
         if plans is not None:
             build = BuildOptions(
                 compute_capabilities=spec.compute_capabilities, workspace_bytes=workspace_bytes
             )
-            backend = open_backend(spec.backend, TensorRTOptions(build=build))
+            backend: Any = open_backend(spec.backend, TensorRTOptions(build=build))
+            if fx is not None and spec.name == TENSORRT:
+                backend = _fx_builder(backend, fx, manifest, workspace_bytes)
+                files = segments  # halves map to no fx program: cuts run as chains
             store = PlanStore(folder / plans)
             planned = []
-            for file in segments + fused:
+            for file in files:
                 try:
-                    plan = store.build(backend, folder / file, weights_sha256=weights)  # type: ignore[arg-type]
+                    plan = store.build(backend, folder / file, weights_sha256=weights)
                 except BuildError as exc:
                     if file in segments:
                         raise
@@ -91,6 +102,20 @@ def build_targets(
             halves=tuple(planned),
         )
     return targets
+
+
+def _fx_builder(
+    backend: Any, fx: torch.export.ExportedProgram, manifest: Manifest, workspace_bytes: int | None
+) -> Any:
+    """Return what builds out of ``fx``, once every segment is known to map to it."""
+    from compiler.fx_segments import FxSegments
+    from compiler.torch_tensorrt import TorchTensorRTBuilder
+
+    segments = FxSegments(fx, manifest)
+    segments.check(manifest.segments)
+    return TorchTensorRTBuilder(
+        backend, segments, manifest.segments, workspace_bytes=workspace_bytes
+    )
 
 
 def _check_dtypes(header: PlanHeader, file: str, manifest: Manifest) -> None:

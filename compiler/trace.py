@@ -67,6 +67,7 @@ class Traced:
         example: The user's arrays by the names of ``input_names``, where given.
         fold: Whether constants are still to be folded.
         seconds: Time spent, by stage: ``trace`` and ``export``.
+        program: The decomposed program that the graph was exported from, where there is one.
     """
 
     model: ir.Model
@@ -77,6 +78,7 @@ class Traced:
     example: dict[str, Array] | None
     fold: bool
     seconds: dict[str, float] = field(default_factory=dict)
+    program: torch.export.ExportedProgram | None = None
 
 
 def trace(source: Source, options: TraceOptions) -> Traced:
@@ -208,6 +210,7 @@ def _exported(
         example=_example(options, bound, inputs),
         fold=symbolic,
         seconds=seconds,
+        program=exported.program,
     )
 
 

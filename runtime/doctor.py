@@ -37,6 +37,10 @@ _OPTIONAL = {
     "Pillow": "images as a source: pip install 'splitrt[codecs]'",
     "torch": "compiling models: pip install 'splitrt[compile]'",
     "onnx": "compiling models: pip install 'splitrt[compile]'",
+    "torch-tensorrt": (
+        "split-compile --builder torch-tensorrt, on an NVIDIA GPU: "
+        "pip install 'splitrt[torch-tensorrt]'"
+    ),
 }
 _BACKEND_MENDS = {
     "ort": "pip install 'splitrt[ort]'",

@@ -20,6 +20,7 @@ from engines.tensorrt.api import Api, Context, Progress, find_api, one_line, pla
 from engines.tensorrt.builder import BuildOptions, build_plan
 from engines.tensorrt.engine import TensorRTEngine
 from engines.tensorrt.memory import DeviceMemory, open_memory
+from engines.tensorrt.named import split_plan
 from engines.tensorrt.session import Session
 
 __all__ = ["TensorRTBackend", "TensorRTOptions", "TensorRTRTXBackend"]
@@ -190,6 +191,7 @@ class TensorRTBackend:
 
     def _load(self, plan: bytes, session: Session, digest: str) -> TensorRTEngine:
         api = self.api
+        plan, names = split_plan(plan)
         runtime = api.create_runtime()
         if api.validity(runtime, plan) == "invalid":
             raise IncompatibleError(
@@ -211,6 +213,7 @@ class TensorRTBackend:
             runtime=runtime,
             engine=engine,
             context=context,
+            names=names,
             graphs=self.options.cuda_graphs,
             save_cache=self._cache_writer(digest),
         )

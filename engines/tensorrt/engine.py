@@ -96,6 +96,7 @@ class TensorRTEngine(CheckedEngine):
         runtime: The library's runtime, kept alive.
         engine: The deserialised engine.
         context: What to run it with.
+        names: The library's name of a tensor -> the name that it goes by; empty for its own.
         graphs: Whether to make CUDA graphs, where the library does not do so itself.
         save_cache: Given the library's runtime cache when the engine is closed.
 
@@ -112,10 +113,11 @@ class TensorRTEngine(CheckedEngine):
         runtime: Any,
         engine: Any,
         context: Context,
+        names: Optional[Mapping[str, str]] = None,
         graphs: bool = True,
         save_cache: Optional[Callable[[bytes], None]] = None,
     ) -> None:
-        tensors: List[IoTensor] = api.io_tensors(engine)
+        tensors, self._own_names = _renamed(api.io_tensors(engine), names or {})
         super().__init__(
             name,
             [tensor.spec for tensor in tensors if tensor.is_input],
@@ -303,7 +305,8 @@ class TensorRTEngine(CheckedEngine):
             address = self._buffers[spec.name] if elsewhere is None else elsewhere.address
             if self._bound.get(spec.name) != address:
                 self._bound.pop(spec.name, None)
-                if not self._execution.set_tensor_address(spec.name, address):
+                own_name = self._own_names.get(spec.name, spec.name)
+                if not self._execution.set_tensor_address(own_name, address):
                     raise EngineError(f"{self._api.library} refused the address of {spec.name!r}")
                 self._bound[spec.name] = address
 
@@ -417,6 +420,27 @@ class TensorRTEngine(CheckedEngine):
             data = self._api.save_cache(self._context)
             if data:
                 self._save_cache(data)
+
+
+def _renamed(
+    tensors: Sequence[IoTensor], names: Mapping[str, str]
+) -> Tuple[List[IoTensor], Dict[str, str]]:
+    """Return tensors by the names that they go by, and the library's name of each of those.
+
+    Raises:
+        EngineError: The names are not those of the plan's tensors.
+    """
+    own = [tensor.spec.name for tensor in tensors]
+    if names and sorted(names) != sorted(own):
+        raise EngineError(
+            f"a named plan: expected names for {', '.join(sorted(own))}, given "
+            f"{', '.join(sorted(names))}; build it again"
+        )
+    renamed = [
+        IoTensor(TensorSpec(names.get(t.spec.name, t.spec.name), t.spec.dtype, t.spec.shape), t[1])
+        for t in tensors
+    ]
+    return renamed, {name: known for known, name in names.items()}
 
 
 def run_chain(
