@@ -89,31 +89,57 @@ def measure_latency(
         if (half.start, half.stop) == (0, program.last):
             whole_timing = half.fused if half.pays else half.chain
     timings = tuple(_timing(samples) for samples in segments)
-    striping: StripeTimings = ((), ())
-    if parts:
-
-        def advance(at: int) -> None:
-            if progress is not None:
-                progress(everything - parts + at, everything)
-
-        striping = measure_stripes(
-            program,
-            inputs,
-            timings,
-            runs=runs,
-            warmup=warmup,
-            budget_s=budget_s,
-            progress=advance,
-        )
+    striped, row_splits = _measure_stripes(
+        program,
+        inputs,
+        timings,
+        runs=runs,
+        warmup=warmup,
+        budget_s=budget_s,
+        before=everything - parts,
+        parts=parts,
+        progress=progress,
+    )
     return LatencyTable(
         bundle=program.bundle.digest,
         fingerprint=program.backend.fingerprint(),
         runs=len(whole),
         segments=timings,
         whole=whole_timing,
-        striped=striping[0],
-        row_splits=striping[1],
+        striped=striped,
+        row_splits=row_splits,
         halves=tuple(measured),
+    )
+
+
+def _measure_stripes(
+    program: Program,
+    inputs: Mapping[str, Array],
+    timings: Sequence[Timing],
+    *,
+    runs: int,
+    warmup: int,
+    budget_s: float,
+    before: int,
+    parts: int,
+    progress: Optional[Advance],
+) -> StripeTimings:
+    """Time stripes; ``before`` things are done already, ``parts`` are still to do."""
+    if not parts:
+        return (), ()
+
+    def advance(done: int) -> None:
+        if progress is not None:
+            progress(before + done, before + parts)
+
+    return measure_stripes(
+        program,
+        inputs,
+        timings,
+        runs=runs,
+        warmup=warmup,
+        budget_s=budget_s,
+        progress=advance,
     )
 
 

@@ -237,7 +237,9 @@ def profile(
     3% are run fused from then on.
     """
     with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
-        table = measure_latency(program, runs=runs, warmup=warmup, halves=True, progress=advance)
+        table = measure_latency(
+            program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
+        )
         path = store_table(program.bundle, table)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [

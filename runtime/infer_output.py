@@ -47,7 +47,8 @@ def result_line(record: Dict[str, Any]) -> str:
     label = f"  {record['label']}" if "label" in record else ""
     return (
         f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  {record['mode']} "
-        f"{record['plan'] or record['cut']} {record['answered_by']:8}  robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
+        f"{record['plan'] or record['cut']} {record['answered_by']:8}  "
+        f"robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
         f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
         f"{record['energy_j']:.3f} J  {record['source']}{label}"
     )

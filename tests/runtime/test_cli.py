@@ -18,12 +18,18 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from calibration.parity import seeded_inputs
+from calibration.plan_text import plan_text
+from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError
+from engines.program import Program
+from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
 from runtime.transport import listen
 from tests.runtime.helpers import address, assert_right, eventually
+from tests.striped_toy import whole_outputs
 from tests.toy import reseal, write_toy_bundle
 
 CODE = "from runtime.cli import main; main()"
@@ -195,11 +201,11 @@ class TestInfer:
         for record in records:
             assert (record["mode"], record["plan"], record["stripes"]) == ("two-sided", text, 5)
             assert record["age_ms"] >= record["latency_ms"] > 0
-            saved = np.load(tmp_path / f"{record['seq']:06d}.npz")
             expected = whole_outputs(
                 dense, seeded_inputs(dense.manifest.inputs, record["seq"] % 3)
             )
-            np.testing.assert_array_equal(saved["y"], expected["y"])
+            with np.load(tmp_path / f"{record['seq']:06d}.npz") as saved:
+                np.testing.assert_array_equal(saved["y"], expected["y"])
         assert summary["rate_hz"] > 0
         assert summary["age_p50_ms"] > 0
 

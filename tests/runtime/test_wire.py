@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -530,3 +532,22 @@ def test_declared_sizes_are_not_allocated() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_the_examples_of_the_documentation_are_bytes_of_this_program() -> None:
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    text = page.read_text(encoding="utf-8").split("## An example")[1]
+    rows = re.findall(r"^(?:[0-9a-f]{2} {1,2})*[0-9a-f]{2}(?=  |\n)", text, re.MULTILINE)
+    given = bytes.fromhex("".join(rows).replace(" ", ""))
+    fields = {"request": 7, "cut": 0x2D711642, "tensors": 1}
+    first, second = [1.0, -1.0], [0.0, 1.0, -1.0]
+    plan = StripePlan(cut=3, until=4, bounds=(16, 48), robot=2)
+    expected = encode(Kind.INFER, Infer((Part(0, 8),)), payload_bytes=8, **fields)
+    expected += struct.pack("<2f", *first)
+    fields["stripes"] = 2
+    expected += encode(Kind.INFER, Infer((Part(0, 8),), plan), payload_bytes=8, **fields)
+    expected += struct.pack("<2f", *first)
+    fields["stripe"] = 1
+    expected += encode(Kind.INFER, Infer((Part(0, 12),)), payload_bytes=12, **fields)
+    expected += struct.pack("<3f", *second)
+    assert given == expected
