@@ -21,7 +21,6 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from engines.errors import (
     CodecError,
-    ConnectError,
     DeadlineError,
     LinkError,
     RemoteProtocolError,
@@ -31,15 +30,16 @@ from engines.manifest import Manifest
 from engines.stripe_plans import Plan, returned, sent
 from engines.tensors import Array
 from runtime.estimator import LinkEstimator
+from runtime.handshake import HANDSHAKE_S, shake_hands
 from runtime.messages import STALL_S, Channel, Message
 from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.preparations import Preparations
 from runtime.protocol import Role
 from runtime.requests import Answer, Request
 from runtime.transport import Deadline, connect
 from runtime.version import SOFTWARE
 from runtime.wire import (
     HEADER_BYTES,
-    MAGIC,
     Error,
     Hello,
     Infer,
@@ -57,12 +57,6 @@ from runtime.wire import (
 __all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
-
-HANDSHAKE_S = 2.0
-"""Time for connecting and for the server's WELCOME, each."""
-
-_PROVOKED_S = 0.3
-"""Time for a server of another protocol to complain."""
 
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 32_768
@@ -113,8 +107,7 @@ class Link:
         self._shaking: Optional[Channel] = None
         self._requests: Dict[int, Request] = {}
         self._pings: Dict[int, Tuple[float, int]] = {}
-        self._prepared: Dict[Tuple[str, ...], Optional[str]] = {}
-        self._preparing: Dict[int, Tuple[str, ...]] = {}
+        self._preparations = Preparations()
         self.takes_stripes = False
         self._next = 1
         self._busy_until_s = 0.0
@@ -228,7 +221,7 @@ class Link:
 
     def prepared(self, key: Tuple[str, ...]) -> bool:
         """Whether the server has what plans of this kind need; see :meth:`prepare`."""
-        return self._prepared.get(key) == ""
+        return self._preparations.done(key)
 
     def prepare(self, key: Tuple[str, ...], plan: Plan) -> None:
         """Ask the server, once on each connection, to get ready for plans like this one.
@@ -238,14 +231,10 @@ class Link:
             plan: One of them.
         """
         with self._lock:
-            channel = self._channel
-            # The server answers so many at a time; another inference will ask again.
-            if channel is None or key in self._prepared or self._preparing:
+            channel, number = self._channel, self._next
+            if channel is None or not self._preparations.begin(key, number):
                 return
-            self._prepared[key] = None
-            number = self._next
             self._next += 1
-            self._preparing[number] = key
         try:
             channel.send(Kind.PREPARE, Prepare(plan), request=number)
         except LinkError as exc:
@@ -334,7 +323,10 @@ class Link:
         """Shake hands, let requests through and measure the link once."""
         with self._lock:
             self._shaking = channel
-        welcome = self._shake_hands(channel)
+        welcome = shake_hands(channel, self._hello)
+        self.fatal = None if isinstance(welcome, Welcome) else welcome
+        if not isinstance(welcome, Welcome):
+            raise welcome
         self.server_table = welcome.table
         self.takes_stripes = welcome.stripes
         with self._lock:
@@ -345,33 +337,6 @@ class Link:
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
         self._ping(channel, PROBE_BYTES)
-
-    def _shake_hands(self, channel: Channel) -> Welcome:
-        peer = channel.stream.peer
-        deadline = Deadline(HANDSHAKE_S)
-        channel.send(Kind.HELLO, self._hello, deadline=deadline)
-        try:
-            message = channel.receive(deadline=deadline)
-        except DeadlineError:
-            said = _provoke(channel)
-            if said:
-                self.fatal = RemoteProtocolError(
-                    f"{peer}: not a SplitRT server: it answered {said!r}"
-                )
-                raise self.fatal from None
-            raise ConnectError(
-                f"{peer}: accepted the connection but sent no WELCOME in {HANDSHAKE_S:.0f} s; "
-                "is it a SplitRT server, and alive?"
-            ) from None
-        except RemoteProtocolError as exc:
-            self.fatal = RemoteProtocolError(f"{peer}: not a SplitRT server: {exc}")
-            raise self.fatal from exc
-        if isinstance(message.meta, Error):
-            self.fatal = ConnectError(f"{peer}: refused: {message.meta.message}")
-            raise self.fatal
-        assert isinstance(message.meta, Welcome)  # the state machine lets nothing else through
-        self.fatal = None
-        return message.meta
 
     def _take(self, channel: Channel, message: Message) -> None:
         """Act on one message."""
@@ -387,7 +352,7 @@ class Link:
                 failed.settle(None, LinkError(f"the server failed: {message.meta.message}"))
         elif kind is Kind.PREPARED:
             assert isinstance(message.meta, Prepared)  # as decoded for this kind
-            self._take_prepared(number, message.meta.trouble)
+            self._preparations.end(number, message.meta.trouble)
         elif kind is Kind.PONG:
             self._take_pong(number)
         elif kind is Kind.PING:
@@ -453,8 +418,7 @@ class Link:
             failed: Sequence[Request] = list(self._requests.values())
             self._requests.clear()
             self._pings.clear()
-            self._prepared.clear()
-            self._preparing.clear()
+            self._preparations.forget()
         self.trouble = str(why)
         if channel is not None:
             channel.stream.close()
@@ -520,16 +484,6 @@ class Link:
         else:
             self.estimator.round_trip(elapsed_s)
 
-    def _take_prepared(self, number: int, trouble: str) -> None:
-        with self._lock:
-            key = self._preparing.pop(number, None)
-            if key is not None:
-                self._prepared[key] = trouble
-        if key is None:
-            raise RemoteProtocolError(f"PREPARED {number}, which was not asked for")
-        if trouble:
-            logger.warning("the server cannot serve stripes: %s", trouble)
-
     # -- shared ------------------------------------------------------------------------------
 
     def _forget(self, number: int) -> Optional[Request]:
@@ -545,20 +499,3 @@ class Link:
             self.estimator.transfer(max(sent - left, 0), elapsed_s)
         self._forget(request.number)
         request.settle(None, why)
-
-
-def _provoke(channel: Channel) -> bytes:
-    """Return what a silent peer says to an empty line; nothing if it is a SplitRT server.
-
-    Servers of protocols by lines, HTTP first of all, wait for the end of one and then complain.
-    """
-    stream = channel.stream
-    if stream.bytes_read:
-        return b""
-    said = bytearray(len(MAGIC))
-    try:
-        stream.write([b"\r\n\r\n"], deadline=Deadline(_PROVOKED_S))
-        stream.read_into(memoryview(said), deadline=Deadline(_PROVOKED_S))
-    except LinkError:
-        said = said[: stream.bytes_read]
-    return b"" if said == MAGIC else bytes(said)

@@ -379,11 +379,9 @@ class Robot:
         if decision.plan is None:
             link_s = max(waited_s - server_s - queue_s, 0.0)
             idle_s = server_s + queue_s
-            talking_s = link_s
-        else:  # the parts overlap: what is left beside the computing is spent on the link first
+        else:  # computing and sending overlap: see calibration.prepared for their power
             link_s = max(course.sending_s, receive_s)
-            talking_s = min(link_s, max(latency_s - robot_s, 0.0))
-            idle_s = max(latency_s - robot_s - talking_s, 0.0)
+            idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimator.estimate
         return Result(
             outputs=outputs,
@@ -399,9 +397,7 @@ class Robot:
             bytes_up=course.bytes_up,
             bytes_down=down,
             goodput_bps=None if estimate is None else estimate.goodput_bps,
-            energy_j=self._power.energy_j(
-                compute_s=robot_s, communicate_s=talking_s, idle_s=idle_s
-            ),
+            energy_j=self._power.energy_j(compute_s=robot_s, communicate_s=link_s, idle_s=idle_s),
             predicted=decision.prediction,
             mode=course.mode,
             plan="" if decision.plan is None else plan_text(decision.plan, self.bundle.manifest),
