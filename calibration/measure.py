@@ -9,6 +9,7 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence
 import numpy as np
 
 from calibration.latency_table import HalfTiming, LatencyTable, Timing
+from calibration.measure_stripes import StripeTimings, measure_stripes, stripe_parts
 from engines.errors import SplitError
 from engines.halves import Span, halves_of
 from engines.program import Program
@@ -31,6 +32,7 @@ def measure_latency(
     warmup: int = 3,
     budget_s: float = 60.0,
     halves: bool = False,
+    stripes: bool = False,
     progress: Optional[Advance] = None,
 ) -> LatencyTable:
     """Time a loaded program on the bundle's parity inputs.
@@ -45,6 +47,8 @@ def measure_latency(
         budget_s: Stop early once this many seconds have passed, but not before 3 timed runs.
         halves: Measure the likely halves too, fused and as chains, each in an equal share of
             ``budget_s`` more.
+        stripes: Measure the striped forms too, where the bundle has them and the backend runs
+            them, in ``budget_s`` more.
         progress: Called with (runs done, runs in all).
     """
     inputs, _ = program.bundle.parity_vectors()
@@ -55,7 +59,8 @@ def measure_latency(
     fused = _load(program, (0, program.last))
     total = warmup + runs
     spans = list(halves_of(program.bundle.manifest, "auto")) if halves else []
-    everything = total * (1 + len(spans))
+    parts = stripe_parts(program) if stripes else 0
+    everything = total * (1 + len(spans)) + parts
     done = 0
     for done in range(1, total + 1):
         times = _chain_times(program, inputs)
@@ -83,13 +88,58 @@ def measure_latency(
     for half in measured:
         if (half.start, half.stop) == (0, program.last):
             whole_timing = half.fused if half.pays else half.chain
+    timings = tuple(_timing(samples) for samples in segments)
+    striped, row_splits = _measure_stripes(
+        program,
+        inputs,
+        timings,
+        runs=runs,
+        warmup=warmup,
+        budget_s=budget_s,
+        before=everything - parts,
+        parts=parts,
+        progress=progress,
+    )
     return LatencyTable(
         bundle=program.bundle.digest,
         fingerprint=program.backend.fingerprint(),
         runs=len(whole),
-        segments=tuple(_timing(samples) for samples in segments),
+        segments=timings,
         whole=whole_timing,
+        striped=striped,
+        row_splits=row_splits,
         halves=tuple(measured),
+    )
+
+
+def _measure_stripes(
+    program: Program,
+    inputs: Mapping[str, Array],
+    timings: Sequence[Timing],
+    *,
+    runs: int,
+    warmup: int,
+    budget_s: float,
+    before: int,
+    parts: int,
+    progress: Optional[Advance],
+) -> StripeTimings:
+    """Time stripes; ``before`` things are done already, ``parts`` are still to do."""
+    if not parts:
+        return (), ()
+
+    def advance(done: int) -> None:
+        if progress is not None:
+            progress(before + done, before + parts)
+
+    return measure_stripes(
+        program,
+        inputs,
+        timings,
+        runs=runs,
+        warmup=warmup,
+        budget_s=budget_s,
+        progress=advance,
     )
 
 

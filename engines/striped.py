@@ -88,6 +88,7 @@ class StripedProgram:
         self._wanted: "queue.Queue[Optional[Tuple[Tuple[str, ...], Callable[[str], None]]]]" = (
             queue.Queue()
         )
+        self._asked: Set[Tuple[str, ...]] = set()
         self._loader: Optional[threading.Thread] = None
         self._closing = threading.Event()
 
@@ -113,25 +114,29 @@ class StripedProgram:
         """
         return self._forms(form_files(plan, self.manifest, side))
 
-    def prepare_soon(self, plan: Plan, side: Side, then: Callable[[str], None]) -> None:
+    def prepare_soon(
+        self, plan: Plan, side: Side, then: Optional[Callable[[str], None]] = None
+    ) -> None:
         """Load the forms of one side of a plan in the background.
 
         Args:
             plan: A valid plan.
             side: Whose forms.
             then: Called from the loading thread: with an empty string, or with what went wrong.
-                Not called if the program is closed first.
+                Not called if the program is closed first. None to ask for the same forms once.
         """
         files = form_files(plan, self.manifest, side)
         with self._lock:
-            if self._closing.is_set():
+            if self._closing.is_set() or (then is None and files in self._asked):
                 return
+            if then is None:
+                self._asked.add(files)
             if self._loader is None:
                 self._loader = threading.Thread(
                     target=self._load_wanted, name="splitrt-load-forms", daemon=True
                 )
                 self._loader.start()
-            self._wanted.put((files, then))
+            self._wanted.put((files, then or (lambda _: None)))
 
     def close(self) -> None:
         """Stop loading and free every form; safe to call again."""
@@ -203,6 +208,9 @@ class StripedProgram:
                     return
                 logger.warning("stripes cannot be used: %s", exc)
                 trouble = str(exc)
+            else:
+                with self._lock:  # may be asked for again, should they be dropped
+                    self._asked.discard(files)
             then(trouble)
 
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List, Optional, TextIO, Tuple, cast
+from typing import (
+    Any,
+    Deque,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    TextIO,
+    Tuple,
+    Union,
+    cast,
+)
 
 import click
 import numpy as np
@@ -19,23 +34,35 @@ from calibration.energy import StatePower, parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
+from calibration.plan_text import is_plan_text
 from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import PLANNED, device_store, open_bundle_backend
 from engines.console import command_options, print_json, progress_bar
-from engines.errors import SourceError, SplitError, UnansweredError
+from engines.errors import SplitError, UnansweredError
 from engines.program import Program
+from engines.tensors import Array
 from runtime.build import build_plans
 from runtime.doctor import examine
-from runtime.robot import Result, Robot
+from runtime.infer_output import (
+    label_of,
+    read_labels,
+    result_line,
+    summary_line,
+    write_record,
+)
+from runtime.robot import MAX_IN_FLIGHT, Result, Robot
 from runtime.server import Server
-from runtime.sources import open_source
+from runtime.sources import Sample, open_source
 from runtime.summary import Summary
 from runtime.transport import parse_address
 
 __all__ = ["main"]
+
+_PREPARE_S = 10.0
+"""Longest wait before the first inference for a plan that was asked for by name."""
 
 _backend = click.option(
     "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
@@ -112,6 +139,13 @@ def serve(
     help="Longest wait for the server, in seconds; default: 4 times as long as predicted, "
     "between 0.25 and 0.8.",
 )
+@click.option(
+    "--in-flight",
+    type=click.IntRange(1, MAX_IN_FLIGHT),
+    default=1,
+    show_default=True,
+    help="Frames under way at a time: the next begins while link and server have the ones before.",
+)
 @_backend
 @_threads
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines on stdout.")
@@ -127,12 +161,13 @@ def infer(
     labels: Optional[str],
     power: str,
     patience: Optional[float],
+    in_flight: int,
     backend: str,
     threads: int,
     as_json: bool,
 ) -> None:
     """Run inferences, one JSON object a line and a summary last (--out, --json)."""
-    names = _labels(labels)
+    names = read_labels(labels)
     opened = Bundle.open(bundle)
     samples = open_source(source, opened.manifest)
     folder = None if save is None else Path(save)
@@ -153,32 +188,35 @@ def infer(
                 patience_s=patience,
             )
         )
+        if server is not None and is_plan_text(cut):
+            robot.prepare(cut, timeout_s=_PREPARE_S)
         summary = Summary()
+        began_s = time.monotonic()
         try:
-            for _, sample in zip(range(count or samples.size), samples.samples):
-                try:
-                    result = robot.infer(sample.inputs)
-                except UnansweredError as exc:
+            wanted = itertools.islice(samples.samples, count or samples.size)
+            for name, result in _results(robot, wanted, in_flight):
+                if isinstance(result, UnansweredError):
                     summary.failures += 1
-                    _write(sinks, {"error": str(exc), "source": sample.name})
-                    click.echo(f"error: {exc}", err=True)
+                    write_record(sinks, {"error": str(result), "source": name})
+                    click.echo(f"error: {result}", err=True)
                     continue
-                except SplitError:
-                    summary.failures += 1
-                    raise
                 summary.add(result)
-                record: Dict[str, Any] = {**result.record(), "source": sample.name}
+                record: Dict[str, Any] = {**result.record(), "source": name}
                 if names:
-                    record["label"] = _label(result, names)
-                _write(sinks, record)
+                    record["label"] = label_of(result, names)
+                write_record(sinks, record)
                 if folder is not None:
                     np.savez(str(folder / f"{result.seq:06d}.npz"), **cast(Any, result.outputs))
                 if not as_json:
-                    click.echo(_line(record))
+                    click.echo(result_line(record))
+        except SplitError:
+            summary.failures += 1
+            raise
         finally:
-            _write(sinks, {"summary": summary.record()})
+            told = summary.record(elapsed_s=time.monotonic() - began_s)
+            write_record(sinks, {"summary": told})
             if not as_json:
-                click.echo(_summary_line(summary.record()))
+                click.echo(summary_line(told))
     sys.exit(1 if summary.failures else 0)
 
 
@@ -199,7 +237,9 @@ def profile(
     3% are run fused from then on.
     """
     with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
-        table = measure_latency(program, runs=runs, warmup=warmup, halves=True, progress=advance)
+        table = measure_latency(
+            program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
+        )
         path = store_table(program.bundle, table)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
@@ -319,51 +359,31 @@ def doctor(as_json: bool) -> None:
     sys.exit(0 if all(check.ok for check in checks if check.needed) else 1)
 
 
+def _results(
+    robot: Robot, samples: Iterable[Sample], in_flight: int
+) -> "Iterator[Tuple[str, Union[Result, UnansweredError]]]":
+    """Run the samples and yield each one's name with its result, or why it has none."""
+    names: Deque[str] = collections.deque()
+
+    def frames() -> Iterator[Dict[str, Array]]:
+        for sample in samples:
+            names.append(sample.name)
+            yield sample.inputs
+
+    with robot.stream(frames(), in_flight=in_flight) as stream:
+        while True:
+            result: Union[Result, UnansweredError]
+            try:
+                result = next(stream)
+            except StopIteration:
+                return
+            except UnansweredError as exc:
+                result = exc
+            yield names.popleft(), result
+
+
 def _load(path: str, backend: str, threads: int) -> Program:
     bundle = Bundle.open(path)
     engine = open_bundle_backend(bundle, backend, BackendOptions(threads=threads))
     with progress_bar(f"loading {bundle.manifest.name}") as advance:
         return Program(bundle, engine, progress=advance)
-
-
-def _labels(path: Optional[str]) -> List[str]:
-    if path is None:
-        return []
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SourceError(f"{path}: labels cannot be read: {exc}") from exc
-
-
-def _label(result: Result, names: List[str]) -> str:
-    """Return the name of the largest value of the first output."""
-    scores = next(iter(result.outputs.values())).reshape(-1)
-    best = int(np.argmax(scores))
-    return names[best] if best < len(names) else str(best)
-
-
-def _write(sinks: List[TextIO], record: Dict[str, Any]) -> None:
-    for sink in sinks:
-        sink.write(json.dumps(record) + "\n")
-        sink.flush()
-
-
-def _line(record: Dict[str, Any]) -> str:
-    label = f"  {record['label']}" if "label" in record else ""
-    return (
-        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  cut {record['cut']} "
-        f"{record['answered_by']:8}  robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
-        f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
-        f"{record['energy_j']:.3f} J  {record['source']}{label}"
-    )
-
-
-def _summary_line(summary: Dict[str, Any]) -> str:
-    who = ", ".join(f"{count} {name}" for name, count in summary["answered_by"].items())
-    if not summary["count"]:
-        return "no inference was run"
-    return (
-        f"{summary['count']} inferences ({who}), {summary['failures']} failed; latency p50 "
-        f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
-        f"mean energy {summary['mean_energy_j']:.3f} J (modelled)"
-    )

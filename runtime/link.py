@@ -4,8 +4,9 @@
    breaks, every request under way fails at once (its robot falls back), and the thread connects
    again, waiting a little longer after each failure.
 2. An inference writes its request from its own thread, by a deadline, and waits for the answer
-   by the same deadline. Whoever misses a deadline breaks the connection: the handshake that
-   follows proves whether the server lives.
+   by the same deadline. A request in stripes is written by the robot's sender thread instead.
+   Whoever misses a deadline breaks the connection: the handshake that follows proves whether the
+   server lives.
 3. While nothing has been sent for ``PROBE_EVERY_S``, a probe of ``PROBE_BYTES`` keeps the
    estimate fresh and notices a server that froze.
 4. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
@@ -16,46 +17,46 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from engines.errors import (
     CodecError,
-    ConnectError,
     DeadlineError,
     LinkError,
     RemoteProtocolError,
     SplitError,
 )
 from engines.manifest import Manifest
+from engines.stripe_plans import Plan, returned, sent
 from engines.tensors import Array
 from runtime.estimator import LinkEstimator
+from runtime.handshake import HANDSHAKE_S, shake_hands
 from runtime.messages import STALL_S, Channel, Message
 from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.preparations import Preparations
 from runtime.protocol import Role
+from runtime.requests import Answer, Request
 from runtime.transport import Deadline, connect
 from runtime.version import SOFTWARE
 from runtime.wire import (
     HEADER_BYTES,
-    MAGIC,
     Error,
     Hello,
     Infer,
     Kind,
     Nothing,
+    Part,
+    Prepare,
+    Prepared,
     Result,
     Table,
     Welcome,
+    message_bytes,
 )
 
-__all__ = ["Answer", "Link", "Request"]
+__all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
-
-HANDSHAKE_S = 2.0
-"""Time for connecting and for the server's WELCOME, each."""
-
-_PROVOKED_S = 0.3
-"""Time for a server of another protocol to complain."""
 
 PROBE_EVERY_S = 1.0
 PROBE_BYTES = 32_768
@@ -72,57 +73,6 @@ _PROVEN_S = 1.0
 _UNKNOWN_LINK_BPS = 50e3
 """Goodput that the time for a probe allows for while nothing is known: not to mistake a slow link
 for a dead one."""
-
-
-class Answer(NamedTuple):
-    """A server's answer.
-
-    Attributes:
-        tensors: The cut's results by name.
-        result: The server's times.
-        bytes_up: Size of the request's message.
-        bytes_down: Size of the answer's message.
-        elapsed_s: From the first byte sent to the last received.
-    """
-
-    tensors: Dict[str, Array]
-    result: Result
-    bytes_up: int
-    bytes_down: int
-    elapsed_s: float
-
-
-class Request:
-    """A request under way. Created by :meth:`Link.send`."""
-
-    def __init__(self, channel: Channel, number: int, cut: int) -> None:
-        self.channel = channel
-        self.number = number
-        self.cut = cut
-        self.begin_s = time.monotonic()
-        self.bytes_up = 0
-        self._settled = threading.Event()
-        self._answer: Optional[Answer] = None
-        self._error: Optional[LinkError] = None
-
-    def wait(self, deadline: Deadline) -> Optional[Answer]:
-        """Return the answer; none if the deadline came first.
-
-        Raises:
-            LinkError: The request failed: the connection broke or the server could not do it.
-        """
-        if not self._settled.wait(deadline.remaining_s()):
-            return None
-        if self._error is not None:
-            raise self._error
-        assert self._answer is not None  # settled without an error
-        return self._answer
-
-    def settle(self, answer: Optional[Answer], error: Optional[LinkError] = None) -> None:
-        """Give the waiting thread its answer or error; the first one counts."""
-        if not self._settled.is_set():
-            self._answer, self._error = answer, error
-            self._settled.set()
 
 
 class Link:
@@ -157,6 +107,8 @@ class Link:
         self._shaking: Optional[Channel] = None
         self._requests: Dict[int, Request] = {}
         self._pings: Dict[int, Tuple[float, int]] = {}
+        self._preparations = Preparations()
+        self.takes_stripes = False
         self._next = 1
         self._busy_until_s = 0.0
         self._closing = threading.Event()
@@ -198,30 +150,127 @@ class Link:
             LinkError: There is no connection, or it broke.
             DeadlineError: The deadline came first; the connection was broken off.
         """
-        cut = self._manifest.cuts[cut_index]
-        parts, payload = pack_tensors(self._manifest.specs(cut.tensors), tensors)
+        specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
+        parts, payload = pack_tensors(specs, tensors)
+        request = self.begin(cut_index)
+        self._write(request, 0, parts, payload, deadline=deadline)
+        return request
+
+    def begin(self, cut_index: int, plan: Optional[Plan] = None) -> Request:
+        """Open a request, of which nothing is sent yet.
+
+        Raises:
+            LinkError: There is no connection.
+        """
+        if plan is None:
+            results = self._manifest.specs(self._manifest.cuts[cut_index].results)
+        else:
+            results = returned(plan, self._manifest)
         with self._lock:
             channel = self._channel
             if channel is None:
                 raise LinkError(f"no connection: {self.trouble}")
-            request = Request(channel, self._next, cut_index)
+            request = Request(channel, self._next, cut_index, plan, results)
             self._next += 1
+            request.alone = not self._requests
+            for other in self._requests.values():
+                other.alone = False
             self._requests[request.number] = request
+        return request
+
+    def send_stripe(self, request: Request, stripe: int, tensors: Mapping[str, Array]) -> None:
+        """Code and write one stripe of a request with a plan, in the plan's order of the wire.
+
+        What goes wrong fails the request; a stripe of one that is over is not written.
+
+        Args:
+            request: From :meth:`begin`.
+            stripe: Its number.
+            tensors: What ``stripe_plans.sent`` says of it; left alone until this returns.
+        """
+        assert request.plan is not None, "a whole request has no stripes"
+        if request.over:
+            return
+        begin = time.monotonic()
+        specs = sent(request.plan, self._manifest, stripe)
+        parts, payload = pack_tensors(specs, tensors)
         try:
-            request.bytes_up = channel.send(
+            self._write(request, stripe, parts, payload, deadline=Deadline(None))
+        except LinkError as exc:
+            logger.debug("stripe %d not sent: %s", stripe, exc)
+        request.sending_s += time.monotonic() - begin
+
+    def cancel(self, request: Request) -> None:
+        """Tell the server that no more stripes of a request will come, unless all have been sent.
+
+        To be called by whoever calls :meth:`send_stripe`, and for a request that is not waited
+        for any more.
+        """
+        self._forget(request.number)
+        if not request.unsent or request.unsent == request.stripes:
+            return  # the server has it whole, or does not know it
+        try:
+            request.channel.send(Kind.CANCEL, request=request.number)
+        except LinkError as exc:
+            logger.debug("cancel not sent: %s", exc)
+
+    @property
+    def under_way(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._requests)
+
+    def prepared(self, key: Tuple[str, ...]) -> bool:
+        """Whether the server has what plans of this kind need; see :meth:`prepare`."""
+        return self._preparations.done(key)
+
+    def prepare(self, key: Tuple[str, ...], plan: Plan) -> None:
+        """Ask the server, once on each connection, to get ready for plans like this one.
+
+        Args:
+            key: The same for all plans that need the same of the server.
+            plan: One of them.
+        """
+        with self._lock:
+            channel, number = self._channel, self._next
+            if channel is None or not self._preparations.begin(key, number):
+                return
+            self._next += 1
+        try:
+            channel.send(Kind.PREPARE, Prepare(plan), request=number)
+        except LinkError as exc:
+            logger.debug("prepare not sent: %s", exc)
+
+    def _write(
+        self,
+        request: Request,
+        stripe: int,
+        parts: Tuple[Part, ...],
+        payload: List[memoryview],
+        *,
+        deadline: Deadline,
+    ) -> None:
+        """Write one message of a request; the request fails with it."""
+        first = request.unsent == request.stripes
+        meta = Infer(parts, request.plan if first else None)
+        size = sum(view.nbytes for view in payload)
+        # Counted before: the answer may be quicker than the return from the last write.
+        request.unsent -= 1
+        request.bytes_up += message_bytes(meta, size)
+        try:
+            request.channel.send(
                 Kind.INFER,
-                Infer(parts),
+                meta,
                 request=request.number,
-                cut=int(cut.id, 16),
+                cut=int(self._manifest.cuts[request.cut].id, 16),
+                stripe=stripe,
+                stripes=request.stripes,
                 tensors=len(parts),
                 payload=payload,
                 deadline=deadline,
             )
         except LinkError as exc:
-            sent = sum(view.nbytes for view in payload)
-            self._learn_from_failure(request, sent, exc)
+            self._learn_from_failure(request, size, exc)
             raise
-        return request
 
     def abandon(self, request: Request) -> None:
         """Give up a request that missed its deadline, and break its connection off."""
@@ -274,8 +323,12 @@ class Link:
         """Shake hands, let requests through and measure the link once."""
         with self._lock:
             self._shaking = channel
-        welcome = self._shake_hands(channel)
+        welcome = shake_hands(channel, self._hello)
+        self.fatal = None if isinstance(welcome, Welcome) else welcome
+        if not isinstance(welcome, Welcome):
+            raise welcome
         self.server_table = welcome.table
+        self.takes_stripes = welcome.stripes
         with self._lock:
             self._shaking = None
             if self._closing.is_set():  # close() may have looked before there was a channel
@@ -284,33 +337,6 @@ class Link:
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
         self._ping(channel, PROBE_BYTES)
-
-    def _shake_hands(self, channel: Channel) -> Welcome:
-        peer = channel.stream.peer
-        deadline = Deadline(HANDSHAKE_S)
-        channel.send(Kind.HELLO, self._hello, deadline=deadline)
-        try:
-            message = channel.receive(deadline=deadline)
-        except DeadlineError:
-            said = _provoke(channel)
-            if said:
-                self.fatal = RemoteProtocolError(
-                    f"{peer}: not a SplitRT server: it answered {said!r}"
-                )
-                raise self.fatal from None
-            raise ConnectError(
-                f"{peer}: accepted the connection but sent no WELCOME in {HANDSHAKE_S:.0f} s; "
-                "is it a SplitRT server, and alive?"
-            ) from None
-        except RemoteProtocolError as exc:
-            self.fatal = RemoteProtocolError(f"{peer}: not a SplitRT server: {exc}")
-            raise self.fatal from exc
-        if isinstance(message.meta, Error):
-            self.fatal = ConnectError(f"{peer}: refused: {message.meta.message}")
-            raise self.fatal
-        assert isinstance(message.meta, Welcome)  # the state machine lets nothing else through
-        self.fatal = None
-        return message.meta
 
     def _take(self, channel: Channel, message: Message) -> None:
         """Act on one message."""
@@ -324,6 +350,9 @@ class Link:
             failed = self._forget(number)
             if failed is not None:
                 failed.settle(None, LinkError(f"the server failed: {message.meta.message}"))
+        elif kind is Kind.PREPARED:
+            assert isinstance(message.meta, Prepared)  # as decoded for this kind
+            self._preparations.end(number, message.meta.trouble)
         elif kind is Kind.PONG:
             self._take_pong(number)
         elif kind is Kind.PING:
@@ -343,7 +372,12 @@ class Link:
         cut = self._manifest.cuts[request.cut]
         if header.cut != int(cut.id, 16):
             raise RemoteProtocolError(f"RESULT of cut {header.cut:08x}, expected {cut.id}")
-        specs = self._manifest.specs(cut.results)
+        if request.unsent:
+            raise RemoteProtocolError(
+                f"RESULT of request {header.request}, of which {request.unsent} of "
+                f"{request.stripes} stripes were not sent yet"
+            )
+        specs = request.results
         check_parts(specs, result.parts)
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
@@ -360,9 +394,21 @@ class Link:
             return
         down = HEADER_BYTES + header.meta_bytes + header.payload_bytes
         answer = Answer(tensors, result, request.bytes_up, down, elapsed_s)
-        on_link_s = elapsed_s - result.queue_s - result.compute_s
-        self.estimator.transfer(request.bytes_up + down, max(on_link_s, 0.0))
+        self._learn(request, answer)
         request.settle(answer)
+
+    def _learn(self, request: Request, answer: Answer) -> None:
+        """Let the estimator know how long the link was busy with a request."""
+        result = answer.result
+        if request.plan is None and request.alone:
+            on_link_s = answer.elapsed_s - result.queue_s - result.compute_s
+            total = request.bytes_up + answer.bytes_down
+            self.estimator.transfer(total, max(on_link_s, 0.0))
+            return
+        # Its stripes went out while the robot computed, or behind another request's: only the
+        # server saw how long they were on their way, each from its header to its last byte.
+        rtt_s = self.estimator.estimate.rtt_s
+        self.estimator.transfer(request.bytes_up, result.receive_s + rtt_s)
 
     def _down(self, channel: Optional[Channel], why: LinkError) -> None:
         """Fail every request under way and note why."""
@@ -372,6 +418,7 @@ class Link:
             failed: Sequence[Request] = list(self._requests.values())
             self._requests.clear()
             self._pings.clear()
+            self._preparations.forget()
         self.trouble = str(why)
         if channel is not None:
             channel.stream.close()
@@ -452,20 +499,3 @@ class Link:
             self.estimator.transfer(max(sent - left, 0), elapsed_s)
         self._forget(request.number)
         request.settle(None, why)
-
-
-def _provoke(channel: Channel) -> bytes:
-    """Return what a silent peer says to an empty line; nothing if it is a SplitRT server.
-
-    Servers of protocols by lines, HTTP first of all, wait for the end of one and then complain.
-    """
-    stream = channel.stream
-    if stream.bytes_read:
-        return b""
-    said = bytearray(len(MAGIC))
-    try:
-        stream.write([b"\r\n\r\n"], deadline=Deadline(_PROVOKED_S))
-        stream.read_into(memoryview(said), deadline=Deadline(_PROVOKED_S))
-    except LinkError:
-        said = said[: stream.bytes_read]
-    return b"" if said == MAGIC else bytes(said)

@@ -65,6 +65,8 @@ class Channel:
         *,
         request: int = 0,
         cut: int = 0,
+        stripe: int = 0,
+        stripes: int = 1,
         tensors: int = 0,
         payload: Sequence[memoryview] = (),
         deadline: Optional[Deadline] = None,
@@ -76,7 +78,16 @@ class Channel:
                 peer may have seen a part of it; unless its turn to be written never came.
         """
         size = sum(part.nbytes for part in payload)
-        head = encode(kind, meta, request=request, cut=cut, tensors=tensors, payload_bytes=size)
+        head = encode(
+            kind,
+            meta,
+            request=request,
+            cut=cut,
+            stripe=stripe,
+            stripes=stripes,
+            tensors=tensors,
+            payload_bytes=size,
+        )
         deadline = deadline or Deadline(STALL_S)
         buffers: List["bytes | memoryview"] = [head, *payload]
         left = deadline.remaining_s()

@@ -7,7 +7,10 @@ Rule 2: a message that the table lacks is an error, and it is always clear whose
     robot                 server
       | ---- HELLO ------> |      START -> GREETED
       | <--- WELCOME ----- |      GREETED -> OPEN       (or ERROR: -> CLOSED)
-      | ---- INFER ------> |      OPEN; any number of requests may be under way
+      | ---- PREPARE ----> |      OPEN; answered by PREPARED
+      | <--- PREPARED ---- |
+      | ---- INFER ------> |      any number of requests may be under way; one with a plan
+      | ---- INFER ------> |      has a message for each stripe
       | ---- CANCEL -----> |
       | <--- RESULT ------ |      or ERROR with the request's id
       | ---- PING -------> |      either side's PING is answered by PONG
@@ -54,6 +57,8 @@ _ALLOWED: Dict[Tuple[State, Role, Kind], State] = {
     (State.GREETED, Role.SERVER, Kind.ERROR): State.CLOSED,
     (State.OPEN, Role.ROBOT, Kind.INFER): State.OPEN,
     (State.OPEN, Role.ROBOT, Kind.CANCEL): State.OPEN,
+    (State.OPEN, Role.ROBOT, Kind.PREPARE): State.OPEN,
+    (State.OPEN, Role.SERVER, Kind.PREPARED): State.OPEN,
     (State.OPEN, Role.SERVER, Kind.RESULT): State.OPEN,
     (State.OPEN, Role.SERVER, Kind.ERROR): State.OPEN,
     (State.OPEN, Role.ROBOT, Kind.PING): State.OPEN,

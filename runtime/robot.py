@@ -2,11 +2,17 @@
 
 One inference:
 
-1. The selector chooses a cut from the latency tables and the link as estimated.
-2. The robot runs the head and keeps the frontier.
-3. It sends the frontier and waits for the answer, no longer than its patience.
-4. If the answer does not come, the robot runs the tail itself, from the frontier it kept. So an
+1. The selector chooses a cut, and perhaps a plan of stripes, from the latency tables and the link
+   as estimated. A plan whose forms are not loaded on both ends is prepared in the background, and
+   the inference does without it.
+2. The robot runs the head and keeps what it gives. By a plan it sends while it computes.
+3. It sends the frontier, where no plan has done so, and waits for the answer, no longer than its
+   patience.
+4. If the answer does not come, the robot computes what is missing, from what it kept. So an
    inference takes at most local time plus the patience, whatever the link does.
+
+Several inferences may be under way (``stream``, or calls from several threads). They compute by
+turns, the oldest first; the next one's head runs while the last one's answer is awaited.
 """
 
 from __future__ import annotations
@@ -16,12 +22,11 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Set, Tuple, Union
+from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
-from calibration.predictor import Prediction
+from calibration.plan_text import is_plan_text, parse_plan, plan_text
 from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
@@ -30,10 +35,16 @@ from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.tensors import Array
-from runtime.link import Answer, Link
-from runtime.selector import Decision, Situation, open_selector, wants_server
+from runtime.courses import Course
+from runtime.inflight import Frames
+from runtime.link import Link
+from runtime.requests import Answer
+from runtime.result import Result
+from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
+from runtime.striping import Stripes
 from runtime.tables import prepare_plans, table_for, wire_table
 from runtime.transport import Deadline, parse_address
+from runtime.turns import Turns
 from runtime.wire import Table
 
 __all__ = ["Result", "Robot"]
@@ -48,73 +59,15 @@ _PATIENCE_FACTOR = 4.0
 """Where a remote time is predicted, the robot waits this many times as long before it falls
 back, but between ``_SHORTEST_PATIENCE_S`` and ``PATIENCE_S``."""
 
+MAX_IN_FLIGHT = 8
+"""Frames under way at a time: more only age."""
+
 _LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
 _QUEUE_WEIGHT = 0.3
 _QUEUE_FADES = 0.95
 """An inference without the server learns nothing of its queue: what was known of it fades, so
 that a queue of long ago does not keep the robot away for ever."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """One answered inference. Times in seconds, sizes in bytes.
-
-    Attributes:
-        outputs: The model's outputs by name.
-        seq: Number of the inference, from 0.
-        cut: Id of the cut.
-        answered_by: ``remote``; ``local`` if the selector chose the robot alone; ``fallback`` if
-            the robot did what was the server's part.
-        reason: Why this cut, and what went wrong, in a few words.
-        latency_s: From the call to the answer.
-        robot_s: Computing and coding on the robot.
-        link_s: Sending, receiving and waiting, less the server's time.
-        server_s: Computing and coding on the server.
-        queue_s: Waiting for its turn at the server.
-        bytes_up: Sent for this inference.
-        bytes_down: Received for it.
-        goodput_bps: The link's estimated goodput afterwards; none while unknown.
-        energy_j: Modelled energy on the robot.
-        predicted: What the selector expected; none where it could not tell.
-    """
-
-    outputs: Dict[str, Array]
-    seq: int
-    cut: str
-    answered_by: str
-    reason: str
-    latency_s: float
-    robot_s: float
-    link_s: float
-    server_s: float
-    queue_s: float
-    bytes_up: int
-    bytes_down: int
-    goodput_bps: Optional[float]
-    energy_j: float
-    predicted: Optional[Prediction]
-
-    def record(self) -> Dict[str, Any]:
-        """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
-        goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
-        predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
-        return {
-            "seq": self.seq,
-            "latency_ms": _ms(self.latency_s),
-            "cut": self.cut,
-            "answered_by": self.answered_by,
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
-            "robot_ms": _ms(self.robot_s),
-            "link_ms": _ms(self.link_s),
-            "server_ms": _ms(self.server_s),
-            "queue_ms": _ms(self.queue_s),
-            "goodput_mbps": goodput,
-            "energy_j": round(self.energy_j, 6),
-            "predicted_ms": predicted,
-            "reason": self.reason,
-        }
 
 
 class Robot:
@@ -174,6 +127,8 @@ class Robot:
             open_bundle_backend(self.bundle, backend, BackendOptions(threads=threads)),
             only=None if self._whole else _robot_part(self.bundle.manifest),
         )
+        self._stripes = Stripes(self.program)
+        self._turns = Turns()
         self.link: Optional[Link] = None
         try:
             self._table = wire_table(table_for(self.program))
@@ -196,13 +151,63 @@ class Robot:
         """End the link and free the engines; safe to call again."""
         if self.link is not None:
             self.link.close()
+        self._stripes.close()
         self.program.close()
 
-    def prepare(self, cut: str) -> None:
-        """Load the fused engines of a cut that pay, so that its first inference runs on them."""
+    def prepare(self, cut: str, *, timeout_s: float = 30.0) -> bool:
+        """Load what a cut or a plan needs now, so that its first inference runs as the others.
+
+        Args:
+            cut: The id of a cut: its fused engines are loaded. Or a striped plan: its forms are,
+                on both ends.
+            timeout_s: Longest wait for the server.
+
+        Returns:
+            Whether all is loaded; false where the server does not say so in time, or either end
+            cannot run striped forms.
+
+        Raises:
+            ManifestError: Not a cut or a plan of this bundle.
+            EngineError: Something cannot be loaded here.
+        """
+        if is_plan_text(cut):
+            plan = parse_plan(cut, self.bundle.manifest)
+            return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
         index = self.bundle.manifest.cut(cut).index
-        self.program.prepare(0, index)
-        self.program.prepare(index, self.program.last)
+        self.program.load_half(0, index)
+        self.program.load_half(index, self.program.last)
+        return True
+
+    def stream(
+        self,
+        frames: Iterable[Mapping[str, Array]],
+        *,
+        in_flight: int = 2,
+        cut: Optional[str] = None,
+    ) -> Frames:
+        """Run one inference a frame, several of them at a time.
+
+        The next frame is taken while link and server still have the ones before, at most
+        ``in_flight`` in all; results come in the order of the frames, each with its age. A frame
+        that fails raises its error in its turn; the ones after it can still be had.
+
+        Args:
+            frames: The model's inputs by name, frame by frame; taken only when there is room.
+            in_flight: Frames under way at a time, from 1 to 8.
+            cut: As for :meth:`infer`.
+        """
+        if not 1 <= in_flight <= MAX_IN_FLIGHT:
+            raise SplitError(f"in flight: expected 1 to {MAX_IN_FLIGHT} frames, given {in_flight}")
+
+        def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
+            number, taken_s = next(self._numbers), time.monotonic()
+            self._turns.reserve(number)
+            return (
+                lambda: self._infer(number, taken_s, frame, cut),
+                lambda: self._turns.withdraw(number),
+            )
+
+        return Frames(frames, start, in_flight)
 
     def infer(self, inputs: Mapping[str, Array], *, cut: Optional[str] = None) -> Result:
         """Run one inference.
@@ -221,50 +226,79 @@ class Robot:
             UnansweredError: They can where the bundle was compiled for a robot whose memory does
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
-        begin = time.monotonic()
-        selector = self._selector if cut is None else open_selector(cut, self.bundle.manifest)
-        decision = selector.decide(self._situation())
-        self._check_alone(decision.cut, decision.reason)
-        env = self.program.run(inputs, 0, decision.cut)
-        head_s = time.monotonic() - begin
-        last = self.program.last
-        answer: Optional[Answer] = None
+        return self._infer(next(self._numbers), time.monotonic(), inputs, cut)
+
+    # -- one inference -----------------------------------------------------------------------
+
+    def _infer(
+        self,
+        number: int,
+        taken_s: float,
+        inputs: Mapping[str, Array],
+        cut: Optional[str],
+    ) -> Result:
+        with self._turns.turn(number):
+            begin = time.monotonic()
+            decision = self._decide(cut)
+            self._check_alone(decision.cut, decision.reason)
+            course = self._stripes.course(decision, self.link, inputs)
+            course.head()
+            robot_s = time.monotonic() - begin
         reason = decision.reason
-        waited_s = tail_s = 0.0
-        sent = 0
-        if decision.cut < last:
-            answer, trouble, waited_s, sent = self._ask(decision, env)
-            if answer is not None:
-                env = {**env, **answer.tensors}
-            else:
-                reason = f"{reason}; {trouble}"
+        remote = course.stripes > 0
+        answer: Optional[Answer] = None
+        waited_s = 0.0
+        if remote:
+            again = time.monotonic()
+            answer, why = self._ask(course, decision)
+            waited_s = time.monotonic() - again
+            reason = reason if answer is not None else f"{reason}; {why}"
         else:
             with self._lock:
                 self._queue_s *= _QUEUE_FADES
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
-        if answer is None:
-            self._check_alone(last, reason)
-            again = time.monotonic()
-            env = self.program.run(env, decision.cut, last)
-            tail_s = time.monotonic() - again
-            if decision.cut < last or (self.link is not None and self._wanted_server(cut)):
+        if answer is not None:
+            env = course.joined(answer)
+        else:
+            self._check_alone(self.program.last, reason)
+            with self._turns.turn(number):
+                again = time.monotonic()
+                env = course.alone()
+                robot_s += time.monotonic() - again
+            if remote or (self.link is not None and self._wanted_server(cut)):
                 answered_by = "fallback"
         outputs = self.program.outputs(env)
-        latency_s = time.monotonic() - begin
+        end = time.monotonic()
         return self._result(
+            number=number,
             outputs=outputs,
+            course=course,
             decision=decision,
             answered_by=answered_by,
             reason=reason,
-            latency_s=latency_s,
-            robot_s=head_s + tail_s,
+            latency_s=end - begin,
+            age_s=end - taken_s,
+            robot_s=robot_s,
             waited_s=waited_s,
-            sent=sent,
             answer=answer,
         )
 
-    # -- one inference -----------------------------------------------------------------------
+    def _decide(self, cut: Optional[str]) -> Decision:
+        """Choose cut and plan; a plan that cannot be carried out now is left out."""
+        selector: Selector = self._selector
+        if cut is not None:
+            selector = open_selector(cut, self.bundle.manifest)
+        decision = selector.decide(self._situation())
+        if decision.plan is None:
+            return decision
+        why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
+        if not why_not:
+            return decision
+        serial = decision.cut
+        if self.bundle.manifest.cuts[serial].refused:
+            serial = self.program.last
+        return Decision(serial, f"{decision.reason}; {why_not}", None)
 
     def _check_alone(self, cut: int, reason: str) -> None:
         """Refuse to run the whole model where its memory is not to be had."""
@@ -274,37 +308,24 @@ class Robot:
                 f"{self.bundle.manifest.cuts[-1].refused}"
             )
 
-    def _ask(
-        self, decision: Decision, env: Mapping[str, Array]
-    ) -> "Tuple[Optional[Answer], str, float, int]":
-        """Send the frontier and wait.
+    def _ask(self, course: Course, decision: Decision) -> "Tuple[Optional[Answer], str]":
+        """Wait for the answer; returns none and why, where there is none.
 
-        Returns:
-            The answer or none, why there is none, the seconds spent and the bytes sent.
+        Requests that are under way already have the link before this one: the robot waits for
+        each of them as long again.
         """
         assert self.link is not None  # without a link the last cut is chosen
-        patience_s = self._patience(decision)
-        frontier = self.bundle.manifest.cuts[decision.cut].tensors
-        begin = time.monotonic()
-        deadline = Deadline(patience_s)
-        answer: Optional[Answer] = None
-        trouble = ""
-        sent = 0
+        before = max(self.link.under_way - (1 if decision.plan is not None else 0), 0)
+        patience_s = self._patience(decision) * (1 + min(before, MAX_IN_FLIGHT))
         try:
-            request = self.link.send(
-                decision.cut, {name: env[name] for name in frontier}, deadline=deadline
-            )
-            sent = request.bytes_up
-            answer = request.wait(deadline)
-            if answer is None:
-                self.link.abandon(request)
-                trouble = f"no answer within {patience_s * 1e3:.0f} ms"
+            answer = course.ask(Deadline(patience_s))
         except LinkError as exc:
-            trouble = str(exc)
-        if answer is not None:
-            with self._lock:
-                self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
-        return answer, trouble, time.monotonic() - begin, sent
+            return None, str(exc)
+        if answer is None:
+            return None, f"no answer within {patience_s * 1e3:.0f} ms"
+        with self._lock:
+            self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
+        return answer, ""
 
     def _patience(self, decision: Decision) -> float:
         if self._patience_s is not None:
@@ -338,26 +359,33 @@ class Robot:
     def _result(
         self,
         *,
+        number: int,
         outputs: Dict[str, Array],
+        course: Course,
         decision: Decision,
         answered_by: str,
         reason: str,
         latency_s: float,
+        age_s: float,
         robot_s: float,
         waited_s: float,
-        sent: int,
         answer: Optional[Answer],
     ) -> Result:
-        server_s = queue_s = 0.0
+        server_s = queue_s = receive_s = 0.0
         down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
-            down = answer.bytes_down
-        link_s = max(waited_s - server_s - queue_s, 0.0)
+            receive_s, down = answer.result.receive_s, answer.bytes_down
+        if decision.plan is None:
+            link_s = max(waited_s - server_s - queue_s, 0.0)
+            idle_s = server_s + queue_s
+        else:  # computing and sending overlap: see calibration.prepared for their power
+            link_s = max(course.sending_s, receive_s)
+            idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimator.estimate
         return Result(
             outputs=outputs,
-            seq=next(self._numbers),
+            seq=number,
             cut=self.bundle.manifest.cuts[decision.cut].id,
             answered_by=answered_by,
             reason=reason,
@@ -366,13 +394,16 @@ class Robot:
             link_s=link_s,
             server_s=server_s,
             queue_s=queue_s,
-            bytes_up=sent,
+            bytes_up=course.bytes_up,
             bytes_down=down,
             goodput_bps=None if estimate is None else estimate.goodput_bps,
-            energy_j=self._power.energy_j(
-                compute_s=robot_s, communicate_s=link_s, idle_s=server_s + queue_s
-            ),
+            energy_j=self._power.energy_j(compute_s=robot_s, communicate_s=link_s, idle_s=idle_s),
             predicted=decision.prediction,
+            mode=course.mode,
+            plan="" if decision.plan is None else plan_text(decision.plan, self.bundle.manifest),
+            stripes=course.stripes,
+            sending_s=course.sending_s,
+            age_s=age_s,
         )
 
     def _connect(self, host: str, port: int) -> None:
@@ -393,7 +424,3 @@ class Robot:
 def _robot_part(manifest: Manifest) -> Set[int]:
     """Return the segments that the robot may have to run at some cut."""
     return {index for cut in manifest.cuts if not cut.refused for index in cut.robot_segments}
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

@@ -1,6 +1,7 @@
 """The server's work: requests of all robots in one queue, run one at a time.
 
-One device runs one request at a time, in the order of arrival. A request whose robot has gone,
+One device runs one job at a time, in the order of arrival: a request, or one stripe of one, so
+the stripes of several robots take turns. A request whose robot has gone,
 or that was cancelled, is not computed when its turn comes. Every job is answered, once.
 ``stop`` finishes what is queued.
 """
@@ -12,20 +13,41 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Callable, Deque, Dict, Optional
+from typing import Callable, Deque, Dict, Optional, Protocol
 
 from engines.errors import SplitError
 from engines.program import Program
 from engines.tensors import Array
 
-__all__ = ["Job", "Scheduler"]
+__all__ = ["Job", "Scheduler", "Work"]
 
 logger = logging.getLogger(__name__)
 
 
+class Work(Protocol):
+    """What the scheduler runs.
+
+    Attributes:
+        cancelled: Set by whoever no longer wants it.
+        arrived_s: Monotonic time of arrival.
+    """
+
+    cancelled: threading.Event
+    arrived_s: float
+
+    def compute(self) -> Optional[Dict[str, Array]]:
+        """Do the work; returns the model's outputs, or none while more is to come."""
+
+    @property
+    def done(
+        self,
+    ) -> "Callable[[Optional[Dict[str, Array]], Optional[SplitError], float, float], None]":
+        """Take what ``compute`` gave or the error, and the seconds waited and computed."""
+
+
 @dataclass
 class Job:
-    """One request.
+    """One whole request.
 
     Attributes:
         program: What runs it.
@@ -44,13 +66,17 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     arrived_s: float = field(default_factory=time.monotonic)
 
+    def compute(self) -> Optional[Dict[str, Array]]:
+        """Run the request from its cut to the end."""
+        return self.program.run(self.tensors, self.cut)
+
 
 class Scheduler:
     """Runs jobs in one thread."""
 
     def __init__(self) -> None:
         self._ready = threading.Condition()
-        self._jobs: Deque[Job] = collections.deque()
+        self._jobs: Deque[Work] = collections.deque()
         self._stopping = False
         self.served = 0
         self._thread = threading.Thread(target=self._work, name="splitrt-compute", daemon=True)
@@ -61,7 +87,7 @@ class Scheduler:
         """Jobs that have not begun."""
         return len(self._jobs)
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Work) -> None:
         """Queue a job. After ``stop`` it is answered with an error at once."""
         with self._ready:
             if not self._stopping:
@@ -93,18 +119,19 @@ class Scheduler:
             outputs: Optional[Dict[str, Array]] = None
             error: Optional[SplitError] = None
             try:
-                outputs = job.program.run(job.tensors, job.cut)
+                outputs = job.compute()
             except SplitError as exc:
                 error = exc
             except Exception as exc:  # noqa: BLE001 (the process loop: log, answer, go on)
                 logger.exception("a request failed by a fault of this program")
                 error = SplitError(f"internal error: {type(exc).__name__}")
-            self.served += 1
+            if outputs is not None or error is not None:
+                self.served += 1
             _answer(job, outputs, error, begin - job.arrived_s, time.monotonic() - begin)
 
 
 def _answer(
-    job: Job,
+    job: Work,
     outputs: Optional[Dict[str, Array]],
     error: Optional[SplitError],
     queue_s: float,

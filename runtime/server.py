@@ -9,6 +9,7 @@ from typing import Dict, List, Sequence, Tuple
 
 from engines.errors import SplitError
 from engines.program import Program
+from engines.striped import StripedProgram
 from runtime.scheduler import Scheduler
 from runtime.session import Served, Session
 from runtime.tables import table_for, wire_table
@@ -48,7 +49,7 @@ class Server:
         try:
             for program in programs:
                 table = wire_table(table_for(program))
-                served[program.bundle.digest] = Served(program, table)
+                served[program.bundle.digest] = Served(program, table, StripedProgram(program))
         except BaseException:
             self._socket.close()
             raise
@@ -114,6 +115,8 @@ class Server:
             if thread.is_alive():
                 session.abort()
                 thread.join(1.0)
+        for served in self._bundles.values():
+            served.striped.close()
 
     def _accept(self) -> None:
         while not self._closing.is_set():

@@ -3,7 +3,8 @@
 1. The reader (the session's own thread) takes ``HELLO``, answers ``WELCOME``, then reads
    requests. A request's cut fixes the tensors it may carry; their sizes are checked before
    anything is allocated. At most ``PENDING`` requests of one robot are held at a time: the
-   reader stops reading until an answer has left, and TCP slows the robot down.
+   reader stops reading until an answer has left, and TCP slows the robot down. A request with a
+   plan comes in several messages, counts once, and has a state of its own.
 2. The scheduler's thread computes. It hands the answer to the session's writer and goes on, so
    a robot that reads slowly holds up nobody else.
 3. The writer sends answers. A robot that takes none for ``STALL_S`` is disconnected.
@@ -15,18 +16,35 @@ import logging
 import queue
 import threading
 import time
-from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Tuple
+from functools import partial
+from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
-from engines.errors import CodecError, LinkError, RemoteProtocolError, SplitError
+from engines.errors import CodecError, EngineError, LinkError, RemoteProtocolError, SplitError
 from engines.manifest import Cut
 from engines.program import Program
+from engines.stripe_plans import Plan, returned, trouble
+from engines.striped import Side, StripedProgram
 from engines.tensors import Array, TensorSpec
 from runtime.messages import STALL_S, Channel, Message
 from runtime.payload import check_parts, pack_tensors, read_tensors
 from runtime.protocol import Role, State
 from runtime.scheduler import Job, Scheduler
+from runtime.striped_request import StripedRequest, check_plan
 from runtime.transport import Deadline, Stream
-from runtime.wire import Error, Hello, Infer, Kind, Nothing, Part, Result, Table, Welcome
+from runtime.wire import (
+    Error,
+    Header,
+    Hello,
+    Infer,
+    Kind,
+    Nothing,
+    Part,
+    Prepare,
+    Prepared,
+    Result,
+    Table,
+    Welcome,
+)
 
 __all__ = ["PENDING", "Session", "Served"]
 
@@ -47,14 +65,15 @@ class Served(NamedTuple):
 
     program: Program
     table: Optional[Table]
+    striped: StripedProgram
 
 
 class _Answer(NamedTuple):
-    """What the writer sends for one request."""
+    """What the writer sends for one request, or to ``PREPARE``."""
 
     request: int
     cut: int
-    meta: "Result | Error"
+    meta: "Result | Error | Prepared"
     payload: List[memoryview]
 
 
@@ -81,9 +100,10 @@ class Session:
         self._scheduler = scheduler
         self._software = software
         self._slots = threading.Semaphore(PENDING)
-        self._jobs: Dict[int, Job] = {}
+        self._jobs: Dict[int, Union[Job, StripedRequest]] = {}
         self._jobs_lock = threading.Lock()
         self._answers: "queue.Queue[Optional[_Answer]]" = queue.Queue()
+        self._preparing = 0
         self._closed = False
         self._ending = False
 
@@ -110,6 +130,8 @@ class Session:
             with self._jobs_lock:
                 for job in self._jobs.values():
                     job.cancelled.set()
+                    if isinstance(job, StripedRequest):
+                        job.drop()
             self._answers.put(None)
             writer.join(STALL_S * 2)
             self._channel.stream.close()
@@ -136,7 +158,8 @@ class Session:
             )
             self._refuse("bundle", reason)
             raise LinkError(f"refused: {reason}")
-        self._channel.send(Kind.WELCOME, Welcome(self._software, served.table, PENDING))
+        welcome = Welcome(self._software, served.table, PENDING, served.striped.offered)
+        self._channel.send(Kind.WELCOME, welcome)
         return served
 
     def _take(self, served: Served, message: Message) -> None:
@@ -147,43 +170,61 @@ class Session:
         elif kind is Kind.PING:
             self._channel.answer_ping(message)
         elif kind is Kind.CANCEL:
-            with self._jobs_lock:
-                job = self._jobs.get(message.header.request)
+            self._cancel(message.header.request)
+        elif kind is Kind.PREPARE:
+            assert isinstance(message.meta, Prepare)  # as decoded for this kind
+            self._prepare(served.striped, message.header.request, message.meta.plan)
+
+    def _cancel(self, number: int) -> None:
+        with self._jobs_lock:
+            job = self._jobs.get(number)
             if job is not None:
                 job.cancelled.set()
+            if isinstance(job, StripedRequest) and job.told:  # it had failed already
+                del self._jobs[number]
+        if isinstance(job, StripedRequest):
+            job.settle(None, SplitError("cancelled"))
+
+    def _prepare(self, striped: StripedProgram, number: int, plan: Plan) -> None:
+        wrong = _no_stripes(striped) or trouble(plan, striped.manifest)
+        if wrong:
+            raise RemoteProtocolError(f"PREPARE: {wrong}")
+        with self._jobs_lock:
+            self._preparing += 1
+            if self._preparing > PENDING:
+                raise RemoteProtocolError(f"PREPARE: {PENDING} others are not answered yet")
+        striped.prepare_soon(
+            plan,
+            Side.SERVER,
+            lambda wrong: self._answers.put(_Answer(number, 0, Prepared(wrong[:1000]), [])),
+        )
 
     def _take_request(self, served: Served, message: Message) -> None:
         header, meta = message
         assert isinstance(meta, Infer)  # as decoded for this kind
-        if header.stripes != 1:
-            raise RemoteProtocolError(f"INFER: {header.stripes} stripes; this server takes 1")
         manifest = served.program.bundle.manifest
+        with self._jobs_lock:
+            known = self._jobs.get(header.request)
+        if isinstance(known, StripedRequest):
+            self._take_stripe(known, header, meta)
+            return
+        if known is not None:
+            raise RemoteProtocolError(f"INFER: request {header.request} is under way already")
+        if meta.plan is not None:
+            self._take_stripe(self._begin(served, header, meta.plan), header, meta)
+            return
+        if header.stripes != 1:
+            raise RemoteProtocolError(
+                f"INFER: stripe {header.stripe} of {header.stripes} of request {header.request}, "
+                "which is not under way; the first message of a request has its plan"
+            )
         cut = _cut_by_number(manifest.cuts, header.cut)
         specs = manifest.specs(cut.tensors)
         check_parts(specs, meta.parts)
-        with self._jobs_lock:
-            if header.request in self._jobs:
-                raise RemoteProtocolError(f"INFER: request {header.request} is under way already")
-        self._slots.acquire()
-        if self._ending:
-            self._slots.release()
-            raise LinkError("the server is shutting down")
-        begin = time.monotonic()
-        error: Optional[CodecError] = None
-        tensors: Dict[str, Array] = {}
-        try:
-            tensors = read_tensors(
-                self._channel.stream,
-                specs,
-                meta.parts,
-                deadline=Deadline(PAYLOAD_S),
-                stall_s=STALL_S,
-            )
-        except CodecError as exc:
-            error = exc
-        received_s = time.monotonic() - begin
-        results = manifest.specs(cut.results)
-        done = self._answerer(header.request, header.cut, results, received_s)
+        self._take_slot()
+        tensors, error, received_s = self._read(specs, meta.parts)
+        answer = partial(self._answer, header.request, header.cut, manifest.specs(cut.results))
+        done = partial(answer, receive_s=received_s)
         job = Job(served.program, cut.index, tensors, done)
         with self._jobs_lock:
             self._jobs[header.request] = job
@@ -192,29 +233,93 @@ class Session:
         else:
             self._scheduler.submit(job)
 
-    def _answerer(
-        self, request: int, cut: int, results: Tuple[TensorSpec, ...], received_s: float
-    ) -> "Callable[[Optional[Dict[str, Array]], Optional[SplitError], float, float], None]":
-        def done(
-            outputs: Optional[Dict[str, Array]],
-            error: Optional[SplitError],
-            queue_s: float,
-            compute_s: float,
-        ) -> None:
-            payload: List[memoryview] = []
-            meta: "Result | Error"
-            if outputs is None:
-                code = "request" if isinstance(error, CodecError) else "engine"
-                meta = Error(code, str(error)[:1000])
-            else:
-                parts: Tuple[Part, ...]
-                begin = time.monotonic()
-                parts, payload = pack_tensors(results, outputs)
-                compute_s += time.monotonic() - begin
-                meta = Result(parts, received_s, queue_s, compute_s)
-            self._answers.put(_Answer(request, cut, meta, payload))
+    def _begin(self, served: Served, header: Header, plan: Plan) -> StripedRequest:
+        """Take on a request that comes in stripes."""
+        manifest = served.program.bundle.manifest
+        wrong = _no_stripes(served.striped)
+        if wrong:
+            raise RemoteProtocolError(f"INFER: {wrong}")
+        check_plan(header, plan, manifest)
+        with self._jobs_lock:
+            jobs = [job for job in self._jobs.values() if isinstance(job, StripedRequest)]
+            unfinished = sum(1 for job in jobs if not (job.complete or job.answered))
+        if unfinished >= PENDING:  # none of them can give its slot back before this one is read
+            raise RemoteProtocolError(
+                f"INFER: request {header.request} began while {PENDING} others lack stripes"
+            )
+        answer = partial(self._answer, header.request, header.cut, returned(plan, manifest))
+        request = StripedRequest(header, plan, manifest, answer)
+        self._take_slot()
+        with self._jobs_lock:
+            self._jobs[header.request] = request
+        try:
+            request.begin(served.striped)
+        except EngineError as exc:
+            request.settle(None, exc)
+        return request
 
-        return done
+    def _take_stripe(self, request: StripedRequest, header: Header, meta: Infer) -> None:
+        specs = request.expect(header, meta)
+        check_parts(specs, meta.parts)
+        tensors, error, received_s = self._read(specs, meta.parts)
+        with self._jobs_lock:
+            request.received(received_s)
+            if request.complete and request.told:
+                del self._jobs[request.number]
+        if error is not None:
+            request.settle(None, error)
+        elif not request.answered:
+            self._scheduler.submit(request.job(header.stripe, tensors))
+
+    def _take_slot(self) -> None:
+        self._slots.acquire()
+        if self._ending:
+            self._slots.release()
+            raise LinkError("the server is shutting down")
+
+    def _read(
+        self, specs: Tuple[TensorSpec, ...], parts: Tuple[Part, ...]
+    ) -> "Tuple[Dict[str, Array], Optional[CodecError], float]":
+        """Read a payload; returns the tensors or what is wrong with them, and the seconds."""
+        begin = time.monotonic()
+        error: Optional[CodecError] = None
+        tensors: Dict[str, Array] = {}
+        try:
+            tensors = read_tensors(
+                self._channel.stream,
+                specs,
+                parts,
+                deadline=Deadline(PAYLOAD_S),
+                stall_s=STALL_S,
+            )
+        except CodecError as exc:
+            error = exc
+        return tensors, error, time.monotonic() - begin
+
+    def _answer(
+        self,
+        request: int,
+        cut: int,
+        results: Tuple[TensorSpec, ...],
+        outputs: Optional[Dict[str, Array]],
+        error: Optional[SplitError],
+        queue_s: float,
+        compute_s: float,
+        *,
+        receive_s: float,
+    ) -> None:
+        """Code a request's outputs, or its error, and hand them to the writer."""
+        payload: List[memoryview] = []
+        meta: "Result | Error"
+        if outputs is None:
+            code = "request" if isinstance(error, CodecError) else "engine"
+            meta = Error(code, str(error)[:1000])
+        else:
+            begin = time.monotonic()
+            parts, payload = pack_tensors(results, outputs)
+            compute_s += time.monotonic() - begin
+            meta = Result(parts, receive_s, queue_s, compute_s)
+        self._answers.put(_Answer(request, cut, meta, payload))
 
     def _write(self) -> None:
         """Send answers until told to stop; the channel breaks off on the first that fails."""
@@ -232,11 +337,23 @@ class Session:
             if not broken:
                 broken = not self._send_answer(answer)
             with self._jobs_lock:
-                self._jobs.pop(answer.request, None)
+                if isinstance(answer.meta, Prepared):
+                    self._preparing -= 1
+                    continue
+                self._told(answer.request)
             self._slots.release()
 
+    def _told(self, number: int) -> None:
+        """Forget a request that was answered; one that failed, once its last stripe came."""
+        job = self._jobs.get(number)
+        if isinstance(job, StripedRequest):
+            job.told = True
+            if not (job.complete or job.cancelled.is_set()):
+                return
+        self._jobs.pop(number, None)
+
     def _send_answer(self, answer: _Answer) -> bool:
-        kind = Kind.RESULT if isinstance(answer.meta, Result) else Kind.ERROR
+        kind = _KIND_OF[type(answer.meta)]
         try:
             self._channel.send(
                 kind,
@@ -262,6 +379,15 @@ class Session:
             self._channel.send(kind, meta)
         except LinkError as exc:
             logger.debug("%s: %s not sent: %s", self._channel.stream.peer, kind.name, exc)
+
+
+_KIND_OF = {Result: Kind.RESULT, Error: Kind.ERROR, Prepared: Kind.PREPARED}
+
+
+def _no_stripes(striped: StripedProgram) -> str:
+    if striped.offered:
+        return ""
+    return f"no striped requests for bundle {striped.manifest.name!r} here, as WELCOME says"
 
 
 def _cut_by_number(cuts: Tuple[Cut, ...], number: int) -> Cut:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 
@@ -18,17 +18,23 @@ class Summary:
     def __init__(self) -> None:
         self._latency_ms: List[float] = []
         self._energy_j: List[float] = []
+        self._age_ms: List[float] = []
         self._answered_by: "Counter[str]" = Counter()
         self.failures = 0
 
     def add(self, result: Result) -> None:
         """Count an answered inference."""
         self._latency_ms.append(result.latency_s * 1e3)
+        self._age_ms.append(result.age_s * 1e3)
         self._energy_j.append(result.energy_j)
         self._answered_by[result.answered_by] += 1
 
-    def record(self) -> Dict[str, Any]:
-        """Return count, failures, who answered, quantiles of latency (ms) and mean energy (J)."""
+    def record(self, *, elapsed_s: Optional[float] = None) -> Dict[str, Any]:
+        """Return count, failures, who answered, latency and age (ms), mean energy (J), rate.
+
+        Args:
+            elapsed_s: What all of it took, for the rate.
+        """
         latency = np.asarray(self._latency_ms, np.float64)
         record: Dict[str, Any] = {
             "count": len(latency),
@@ -40,4 +46,7 @@ class Summary:
             record[f"p{quantile}_ms"] = None if value is None else round(value, 3)
         mean_j = float(np.mean(self._energy_j)) if self._energy_j else None
         record["mean_energy_j"] = None if mean_j is None else round(mean_j, 6)
+        age = round(float(np.median(self._age_ms)), 3) if self._age_ms else None
+        record["age_p50_ms"] = age
+        record["rate_hz"] = round(len(latency) / elapsed_s, 3) if elapsed_s else None
         return record

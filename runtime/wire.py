@@ -32,6 +32,7 @@ import msgspec
 
 from calibration.segment_times import SHARES
 from engines.errors import LocalProtocolError, RemoteProtocolError
+from engines.stripe_plans import Plan
 
 __all__ = [
     "HEADER_BYTES",
@@ -46,12 +47,15 @@ __all__ = [
     "Meta",
     "Nothing",
     "Part",
+    "Prepare",
+    "Prepared",
     "Result",
     "Table",
     "Welcome",
     "decode_header",
     "decode_meta",
     "encode",
+    "message_bytes",
 ]
 
 MAGIC = b"SPRT"
@@ -79,6 +83,8 @@ class Kind(enum.IntEnum):
     PONG = 7
     CANCEL = 8
     GOODBYE = 9
+    PREPARE = 10
+    PREPARED = 11
 
 
 @dataclass(frozen=True)
@@ -165,11 +171,13 @@ class Welcome(msgspec.Struct, frozen=True):
         software: Name and version of the server's program, for logs.
         table: The server's latency table.
         pending: Requests that the server holds for one robot at a time.
+        stripes: Whether it takes requests that have a plan.
     """
 
     software: str
     table: Optional[Table] = None
     pending: int = 1
+    stripes: bool = False
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
@@ -179,10 +187,29 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     nbytes: int
 
 
-class Infer(msgspec.Struct, frozen=True):
-    """A request: the frontier of a cut, to be run to the end of the model."""
+class Infer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A request, or one stripe of it.
+
+    Attributes:
+        parts: The tensors: the frontier of a cut, to be run to the end of the model, or what
+            ``engines.stripe_plans.sent`` says of the stripe.
+        plan: How the request is striped: in its first message, and there only.
+    """
 
     parts: Tuple[Part, ...]
+    plan: Optional[Plan] = None
+
+
+class Prepare(msgspec.Struct, frozen=True):
+    """A hint that requests with such a plan will come: the server loads what they need."""
+
+    plan: Plan
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The answer to ``PREPARE``: an empty string, or why such requests cannot be served."""
+
+    trouble: str
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -190,8 +217,9 @@ class Result(msgspec.Struct, frozen=True):
 
     Attributes:
         parts: The cut's results, coded.
-        receive_s: Seconds from the request's header to its last byte, at the server.
-        queue_s: Seconds it waited for its turn.
+        receive_s: Seconds from a message's header to its last byte, at the server; the sum over
+            the request's stripes, as are the others.
+        queue_s: Seconds it waited for its turn while others were computed.
         compute_s: Seconds from its turn to the coded answer.
     """
 
@@ -246,6 +274,8 @@ _RULES: Dict[Kind, _Rule[msgspec.Struct]] = {
     Kind.PONG: _Rule(Nothing, 0, 0),
     Kind.CANCEL: _Rule(Nothing, 0, 0),
     Kind.GOODBYE: _Rule(Nothing, 0, 0),
+    Kind.PREPARE: _Rule(Prepare, 16 * _KIB, 0),
+    Kind.PREPARED: _Rule(Prepared, 4 * _KIB, 0),
 }
 _DECODERS = {kind: msgspec.msgpack.Decoder(rule.meta) for kind, rule in _RULES.items()}
 
@@ -281,6 +311,12 @@ def encode(
         return _LAYOUT.pack(*fixed, len(coded), payload_bytes) + coded
     except struct.error as exc:
         raise LocalProtocolError(f"{kind.name}: a number does not fit its field: {exc}") from exc
+
+
+def message_bytes(meta: msgspec.Struct, payload_bytes: int) -> int:
+    """Return the size of a whole message on the wire."""
+    coded = b"" if isinstance(meta, Nothing) else msgspec.msgpack.encode(meta)
+    return HEADER_BYTES + len(coded) + payload_bytes
 
 
 def decode_header(data: "bytes | bytearray | memoryview") -> Header:

@@ -18,12 +18,18 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from calibration.parity import seeded_inputs
+from calibration.plan_text import plan_text
+from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError
+from engines.program import Program
+from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
 from runtime.transport import listen
 from tests.runtime.helpers import address, assert_right, eventually
+from tests.striped_toy import whole_outputs
 from tests.toy import reseal, write_toy_bundle
 
 CODE = "from runtime.cli import main; main()"
@@ -97,7 +103,10 @@ class TestInfer:
         assert len(records) == 7
         for number, record in enumerate(records):
             assert list(record)[:12] == list(FIELDS)
-            assert set(record) - set(FIELDS) == {"predicted_ms", "reason", "source"}
+            assert set(record) - set(FIELDS) == {
+                "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
+                "age_ms", "prediction_error",
+            }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
             assert record["seq"] == number
@@ -156,7 +165,7 @@ class TestInfer:
     def test_an_inference_that_fails_is_counted_and_told(
         self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        right, calls = Robot.infer, []
+        right, calls = Robot._infer, []
 
         def fail_second(self: Robot, *args: object) -> object:
             calls.append(1)
@@ -164,11 +173,41 @@ class TestInfer:
                 raise EngineError("out of memory")
             return right(self, *args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Robot, "infer", fail_second)
+        monkeypatch.setattr(Robot, "_infer", fail_second)
         result = _run("infer", toy.folder, "--source", "random:3", "--json", "--threads", 1)
         _assert_error(result, "out of memory")
         _, summary = _records(result.stdout)
         assert (summary["count"], summary["failures"]) == (1, 1)
+
+    @pytest.mark.parametrize("in_flight", [1, 3])
+    def test_striped_and_with_frames_in_flight(
+        self, dense: Bundle, tmp_path: Path, in_flight: int
+    ) -> None:
+        plan = StripePlan(cut=2, until=4, bounds=(16, 24, 32, 40, 48), robot=3)
+        text = plan_text(plan, dense.manifest)
+        with (
+            Program(dense, open_backend("ort", BackendOptions(threads=1))) as program,
+            Server([program]) as striped,
+        ):
+            result = _run(
+                "infer", dense.folder, "--server", address(striped), "--source", "random:3",
+                "--count", 9, "--cut", text, "--in-flight", in_flight, "--json", "--threads", 1,
+                "--save", tmp_path,
+            )  # fmt: skip
+        assert result.exit_code == 0, result.stderr
+        records, summary = _records(result.stdout)
+        assert [record["seq"] for record in records] == list(range(9))
+        assert [record["source"] for record in records] == [f"random:{i % 3}" for i in range(9)]
+        for record in records:
+            assert (record["mode"], record["plan"], record["stripes"]) == ("two-sided", text, 5)
+            assert record["age_ms"] >= record["latency_ms"] > 0
+            expected = whole_outputs(
+                dense, seeded_inputs(dense.manifest.inputs, record["seq"] % 3)
+            )
+            with np.load(tmp_path / f"{record['seq']:06d}.npz") as saved:
+                np.testing.assert_array_equal(saved["y"], expected["y"])
+        assert summary["rate_hz"] > 0
+        assert summary["age_p50_ms"] > 0
 
 
 class TestInferErrors:

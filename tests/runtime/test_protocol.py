@@ -16,6 +16,8 @@ MAY = {
     (State.GREETED, S, Kind.ERROR): State.CLOSED,
     (State.OPEN, R, Kind.INFER): State.OPEN,
     (State.OPEN, R, Kind.CANCEL): State.OPEN,
+    (State.OPEN, R, Kind.PREPARE): State.OPEN,
+    (State.OPEN, S, Kind.PREPARED): State.OPEN,
     (State.OPEN, S, Kind.RESULT): State.OPEN,
     (State.OPEN, S, Kind.ERROR): State.OPEN,
     (State.OPEN, R, Kind.PING): State.OPEN,
@@ -50,7 +52,9 @@ def test_a_whole_conversation() -> None:
     talk = [
         (robot, server, Kind.HELLO),
         (server, robot, Kind.WELCOME),
+        (robot, server, Kind.PREPARE),
         (robot, server, Kind.INFER),
+        (server, robot, Kind.PREPARED),
         (robot, server, Kind.INFER),
         (robot, server, Kind.PING),
         (server, robot, Kind.RESULT),

@@ -162,7 +162,10 @@ class TestWithAServer:
             "seq", "latency_ms", "cut", "answered_by", "bytes_up", "bytes_down", "robot_ms",
             "link_ms", "server_ms", "queue_ms", "goodput_mbps", "energy_j",
         ]  # fmt: skip
-        assert list(record)[12:] == ["predicted_ms", "reason"]
+        assert list(record)[12:] == [
+            "predicted_ms", "reason", "mode", "plan", "stripes", "sending_ms", "age_ms",
+            "prediction_error",
+        ]  # fmt: skip
         assert record["goodput_mbps"] is not None, "the probe told it"
 
     def test_two_robots_at_once_200_inferences_each(self, toy: Bundle, server: Server) -> None:

@@ -25,6 +25,7 @@ def _result(latency_s: float, answered_by: str) -> Result:
         goodput_bps=None,
         energy_j=latency_s * 2,
         predicted=None,
+        age_s=latency_s * 3,
     )
 
 
@@ -33,7 +34,7 @@ def test_counts_quantiles_and_mean() -> None:
     for milliseconds in range(1, 101):
         who = "remote" if milliseconds > 10 else "fallback"
         summary.add(_result(milliseconds / 1e3, who))
-    record = summary.record()
+    record = summary.record(elapsed_s=4.0)
     assert record == {
         "count": 100,
         "failures": 0,
@@ -42,6 +43,8 @@ def test_counts_quantiles_and_mean() -> None:
         "p95_ms": 95.05,
         "p99_ms": 99.01,
         "mean_energy_j": 0.101,
+        "age_p50_ms": 151.5,
+        "rate_hz": 25.0,
     }
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import struct
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.errors import LocalProtocolError, RemoteProtocolError
+from engines.stripe_plans import RowPlan, StripePlan
 from runtime.wire import (
     HEADER_BYTES,
     MAX_PROBE_BYTES,
@@ -21,6 +24,8 @@ from runtime.wire import (
     Kind,
     Nothing,
     Part,
+    Prepare,
+    Prepared,
     Result,
     Table,
     Welcome,
@@ -40,6 +45,8 @@ MAX_META = {
     Kind.PONG: 0,
     Kind.CANCEL: 0,
     Kind.GOODBYE: 0,
+    Kind.PREPARE: 16 << 10,
+    Kind.PREPARED: 4 << 10,
 }
 MAX_PAYLOAD = {
     **dict.fromkeys(Kind, 0),
@@ -74,12 +81,13 @@ LITERALS: list[tuple[Kind, msgspec.Struct, dict[str, int], str]] = [
     ),
     (
         Kind.WELCOME,
-        Welcome("s", None, 4),
+        Welcome("s", None, 4, True),
         {},
         (
-            "53505254 01 02 0000 0000000000000000 00000000 0000 0100 0000 0000 1c000000"
+            "53505254 01 02 0000 0000000000000000 00000000 0000 0100 0000 0000 25000000"
             "0000000000000000"
-            "83 a8 736f667477617265 a1 73 a5 7461626c65 c0 a7 70656e64696e67 04"
+            "84 a8 736f667477617265 a1 73 a5 7461626c65 c0 a7 70656e64696e67 04"
+            "a7 73747269706573 c3"
         ),
     ),
     (
@@ -90,6 +98,39 @@ LITERALS: list[tuple[Kind, msgspec.Struct, dict[str, int], str]] = [
             "53505254 01 03 0000 0700000000000000 efbeadde 0000 0100 0200 0000 10000000"
             "0501000000000000"
             "81 a5 7061727473 92 92 00 05 92 01 cd0100"
+        ),
+    ),
+    (
+        Kind.INFER,
+        Infer((Part(0, 8),), StripePlan(cut=3, until=4, bounds=(16, 48), robot=2)),
+        {"request": 7, "cut": 1, "stripe": 1, "stripes": 2, "tensors": 1, "payload_bytes": 8},
+        (
+            "53505254 01 03 0000 0700000000000000 01000000 0100 0200 0100 0000 3b000000"
+            "0800000000000000"
+            "82 a5 7061727473 91 92 00 08 a4 706c616e"
+            "85 a4 74797065 a7 73747269706573 a3 637574 03 a5 756e74696c 04"
+            "a6 626f756e6473 92 10 30 a5 726f626f74 02"
+        ),
+    ),
+    (
+        Kind.PREPARE,
+        Prepare(RowPlan(cut=2, bound=20)),
+        {"request": 4},
+        (
+            "53505254 01 0a 0000 0400000000000000 00000000 0000 0100 0000 0000 1d000000"
+            "0000000000000000"
+            "81 a4 706c616e"
+            "83 a4 74797065 a4 726f7773 a3 637574 02 a5 626f756e64 14"
+        ),
+    ),
+    (
+        Kind.PREPARED,
+        Prepared("x"),
+        {"request": 4},
+        (
+            "53505254 01 0b 0000 0400000000000000 00000000 0000 0100 0000 0000 0b000000"
+            "0000000000000000"
+            "81 a7 74726f75626c65 a1 78"
         ),
     ),
     (
@@ -257,7 +298,7 @@ class TestLimits:
             decode_header(_header(kind, stripe=stripe, stripes=stripes))
 
 
-@pytest.mark.parametrize("number", [0, 10, 127, 255])
+@pytest.mark.parametrize("number", [0, 12, 127, 255])
 def test_an_unknown_kind_is_refused(number: int) -> None:
     with pytest.raises(RemoteProtocolError, match=f"unknown kind {number}"):
         decode_header(_header(number))
@@ -354,6 +395,19 @@ class TestMetadata:
         with pytest.raises(RemoteProtocolError, match="malformed metadata"):
             decode_meta(Header(kind, meta_bytes=len(data)), data)
 
+    @pytest.mark.parametrize(
+        "change",
+        [{"cut": float("nan")}, {"cut": "3"}, {"bounds": [1, 2.5]}, {"bounds": [None]},
+         {"bounds": 48}, {"robot": float("inf")}, {"type": "stripe"}, {"type": 1},
+         {"until": None}, {"bounds": {"0": 1}}, {"cut": True}],
+    )  # fmt: skip
+    def test_a_plan_that_is_none_is_refused(self, change: dict[str, Any]) -> None:
+        plan = {"type": "stripes", "cut": 1, "until": 1, "bounds": [8, 48], "robot": 1, **change}
+        for kind in (Kind.INFER, Kind.PREPARE):
+            data = msgspec.msgpack.encode({"parts": [], "plan": plan})
+            with pytest.raises(RemoteProtocolError, match="malformed metadata"):
+                decode_meta(Header(kind, meta_bytes=len(data)), data)
+
     def test_deep_nesting_is_refused_and_does_not_exhaust_the_stack(self) -> None:
         for data in (b"\x81\xa1a" * 60_000, b"\x91" * 200_000, b"\x81\xa1x" + b"\x91" * 200_000):
             with pytest.raises(RemoteProtocolError):
@@ -396,10 +450,17 @@ TABLES = st.none() | st.lists(TIMES, max_size=5).flatmap(
         st.lists(POINTS, max_size=len(times)).map(tuple),
     )
 )
+SMALL = st.integers(-9, 70)
+PLANS = st.one_of(
+    st.builds(RowPlan, cut=SMALL, bound=SMALL),
+    st.builds(StripePlan, cut=SMALL, until=SMALL, bounds=st.lists(SMALL).map(tuple), robot=SMALL),
+)
 METAS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.HELLO: st.builds(Hello, st.text(), st.text(), TABLES),
-    Kind.WELCOME: st.builds(Welcome, st.text(), TABLES, st.integers(0, 99)),
-    Kind.INFER: st.builds(Infer, PARTS.map(tuple)),
+    Kind.WELCOME: st.builds(Welcome, st.text(), TABLES, st.integers(0, 99), st.booleans()),
+    Kind.INFER: st.builds(Infer, PARTS.map(tuple), st.none() | PLANS),
+    Kind.PREPARE: st.builds(Prepare, PLANS),
+    Kind.PREPARED: st.builds(Prepared, st.text(max_size=100)),
     Kind.RESULT: st.builds(Result, PARTS.map(tuple), TIMES, TIMES, TIMES),
     Kind.ERROR: st.builds(Error, st.text(max_size=100), st.text(max_size=100)),
 }
@@ -471,3 +532,22 @@ def test_declared_sizes_are_not_allocated() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 1 << 20
+
+
+def test_the_examples_of_the_documentation_are_bytes_of_this_program() -> None:
+    page = Path(__file__).parents[2] / "docs" / "wire.md"
+    text = page.read_text(encoding="utf-8").split("## An example")[1]
+    rows = re.findall(r"^(?:[0-9a-f]{2} {1,2})*[0-9a-f]{2}(?=  |\n)", text, re.MULTILINE)
+    given = bytes.fromhex("".join(rows).replace(" ", ""))
+    fields = {"request": 7, "cut": 0x2D711642, "tensors": 1}
+    first, second = [1.0, -1.0], [0.0, 1.0, -1.0]
+    plan = StripePlan(cut=3, until=4, bounds=(16, 48), robot=2)
+    expected = encode(Kind.INFER, Infer((Part(0, 8),)), payload_bytes=8, **fields)
+    expected += struct.pack("<2f", *first)
+    fields["stripes"] = 2
+    expected += encode(Kind.INFER, Infer((Part(0, 8),), plan), payload_bytes=8, **fields)
+    expected += struct.pack("<2f", *first)
+    fields["stripe"] = 1
+    expected += encode(Kind.INFER, Infer((Part(0, 12),)), payload_bytes=12, **fields)
+    expected += struct.pack("<3f", *second)
+    assert given == expected

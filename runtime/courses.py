@@ -1,0 +1,262 @@
+"""The courses that one inference can take on the robot.
+
+Every course has the same steps. ``head`` is the robot's part; a striped one sends while it
+computes. ``ask`` waits for the answer, ``joined`` puts the model's outputs together from both
+sides, and ``alone`` does what was the server's part, from what the head left: nothing that was
+computed is computed again.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Mapping, Optional, Protocol
+
+from engines.errors import LinkError
+from engines.program import Program
+from engines.row_runs import TopRun
+from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of
+from engines.stripe_runs import HeadRun
+from engines.striped import StripedProgram
+from engines.tensors import Array
+from runtime.link import Link
+from runtime.requests import Answer, Request
+from runtime.sender import Sender
+from runtime.transport import Deadline
+
+__all__ = ["Course", "RowCourse", "SerialCourse", "StripedCourse"]
+
+
+class Course(Protocol):
+    """One inference on its way.
+
+    Attributes:
+        cut: Index of the cut.
+        mode: See ``Result.mode``.
+        stripes: Messages of the request; 0 for none.
+    """
+
+    cut: int
+    mode: str
+    stripes: int
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes sent so far."""
+
+    @property
+    def sending_s(self) -> float:
+        """Seconds spent on coding and writing beside the computing."""
+
+    def head(self) -> None:
+        """Compute the robot's part."""
+
+    def ask(self, deadline: Deadline) -> Optional[Answer]:
+        """Wait for the server's answer; none where the deadline came first.
+
+        Raises:
+            LinkError: There will be none.
+        """
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Return the outputs from the robot's part and the answer."""
+
+    def alone(self) -> Dict[str, Array]:
+        """Compute what is missing on the robot and return the outputs."""
+
+
+class SerialCourse:
+    """The head on the robot, then the frontier to the server; or all of it on the robot.
+
+    Args:
+        program: What computes.
+        link: The link; none only where the cut is the last.
+        cut: Index of the cut.
+        inputs: The model's inputs.
+    """
+
+    sending_s = 0.0
+
+    def __init__(
+        self, program: Program, link: Optional[Link], cut: int, inputs: Mapping[str, Array]
+    ) -> None:
+        self.cut = cut
+        self.mode = "local" if cut == program.last else "split" if cut else "frame"
+        self.stripes = 0 if cut == program.last else 1
+        self.bytes_up = 0
+        self._program = program
+        self._link = link
+        self._env: Dict[str, Array] = dict(inputs)
+
+    def head(self) -> None:
+        """Run the head."""
+        self._env = self._program.run(self._env, 0, self.cut)
+
+    def ask(self, deadline: Deadline) -> Optional[Answer]:
+        """Send the frontier and wait."""
+        assert self._link is not None  # without a link the last cut is chosen
+        frontier = self._program.bundle.manifest.cuts[self.cut].tensors
+        tensors = {name: self._env[name] for name in frontier}
+        request = self._link.send(self.cut, tensors, deadline=deadline)
+        self.bytes_up = request.bytes_up
+        answer = request.wait(deadline)
+        if answer is None:
+            self._link.abandon(request)
+        return answer
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Add the answer to what the head gave."""
+        return {**self._env, **answer.tensors}
+
+    def alone(self) -> Dict[str, Array]:
+        """Run the tail from the frontier that was kept."""
+        return self._program.run(self._env, self.cut, self._program.last)
+
+
+class _Streaming:
+    """What the courses with a plan share: a request whose stripes the sender writes."""
+
+    def __init__(self, link: Link, sender: Sender, plan: Plan) -> None:
+        self.cut = plan.cut
+        self.mode = mode_of(plan)
+        self.stripes = 1 if isinstance(plan, RowPlan) else plan.stripes
+        self._link = link
+        self._sender = sender
+        self._plan = plan
+        self._request: Optional[Request] = None
+        self._trouble: Optional[LinkError] = None
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes sent so far."""
+        return 0 if self._request is None else self._request.bytes_up
+
+    @property
+    def sending_s(self) -> float:
+        """Seconds that the sender took for it."""
+        return 0.0 if self._request is None else self._request.sending_s
+
+    @property
+    def _failed(self) -> bool:
+        return self._request is None or self._request.over
+
+    def _begin(self, compute: Callable[[], None]) -> None:
+        """Open the request and compute; whatever goes wrong in that, the server is told."""
+        try:
+            self._request = self._link.begin(self.cut, self._plan)
+        except LinkError as exc:
+            self._trouble = exc
+        try:
+            compute()
+        except BaseException:
+            self._cancel()
+            raise
+
+    def _submit(self, stripe: int, tensors: Mapping[str, Array]) -> None:
+        link, request = self._link, self._request
+        if request is not None:
+            self._sender.submit(lambda: link.send_stripe(request, stripe, tensors))
+
+    def _cancel(self) -> None:
+        """Tell the server to forget the request, after the stripe that is being written."""
+        link, request = self._link, self._request
+        if request is not None:
+            request.settle(None, LinkError("given up by this robot"))
+            self._sender.submit(lambda: link.cancel(request))
+
+    def ask(self, deadline: Deadline) -> Optional[Answer]:
+        """Wait for the answer to what is being sent."""
+        request = self._request
+        if request is None:
+            assert self._trouble is not None  # why there is no request
+            raise self._trouble
+        try:
+            answer = request.wait(deadline)
+        except LinkError:
+            self._cancel()
+            raise
+        if answer is None:
+            self._link.abandon(request)
+        return answer
+
+
+class StripedCourse(_Streaming):
+    """The head stripe by stripe; each goes out while the next is computed, raw ones first.
+
+    Args:
+        striped: What computes; the plan's forms should be loaded.
+        link: The link.
+        sender: Writes the stripes.
+        plan: A valid plan.
+        inputs: The model's inputs.
+    """
+
+    def __init__(
+        self,
+        striped: StripedProgram,
+        link: Link,
+        sender: Sender,
+        plan: StripePlan,
+        inputs: Mapping[str, Array],
+    ) -> None:
+        super().__init__(link, sender, plan)
+        self._program = striped.program
+        self._robot = plan.robot
+        self._run = HeadRun(striped, plan, inputs)
+
+    def head(self) -> None:
+        """Compute and send stripe by stripe, for as long as the request lives."""
+        self._begin(self._stream)
+
+    def _stream(self) -> None:
+        for stripe in range(self._robot, self.stripes):
+            self._submit(stripe, self._run.raw(stripe))
+        for stripe in range(self._robot):
+            if self._failed:  # ``alone`` does the rest in one go
+                return
+            self._submit(stripe, self._run.step())
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Add the answer to the outputs that the head gave."""
+        return {**self._run.known(), **answer.tensors}
+
+    def alone(self) -> Dict[str, Array]:
+        """Finish the head from the stripe that it had come to, then run the tail."""
+        return self._program.run(self._run.finish(), self.cut, self._program.last)
+
+
+class RowCourse(_Streaming):
+    """The rows above a bound on the robot, those below on the server, at the same time.
+
+    Args:
+        striped: What computes; the plan's forms should be loaded.
+        link: The link.
+        sender: Writes the input.
+        plan: A valid plan.
+        inputs: The model's inputs.
+    """
+
+    def __init__(
+        self,
+        striped: StripedProgram,
+        link: Link,
+        sender: Sender,
+        plan: RowPlan,
+        inputs: Mapping[str, Array],
+    ) -> None:
+        super().__init__(link, sender, plan)
+        self._run = TopRun(striped, plan, inputs)
+
+    def head(self) -> None:
+        """Send what the server needs, and compute the robot's rows meanwhile."""
+        self._begin(self._compute)
+
+    def _compute(self) -> None:
+        self._submit(0, self._run.sent())
+        self._run.run()
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Put the rows of both sides together."""
+        return self._run.joined(answer.tensors)
+
+    def alone(self) -> Dict[str, Array]:
+        """Carry on below the bound."""
+        return self._run.finish()

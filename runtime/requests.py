@@ -1,0 +1,99 @@
+"""A request to the server while it is under way, and what the server answered."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Dict, NamedTuple, Optional, Tuple
+
+from engines.errors import LinkError
+from engines.stripe_plans import Plan, RowPlan
+from engines.tensors import Array, TensorSpec
+from runtime.messages import Channel
+from runtime.transport import Deadline
+from runtime.wire import Result
+
+__all__ = ["Answer", "Request"]
+
+
+class Answer(NamedTuple):
+    """A server's answer.
+
+    Attributes:
+        tensors: The cut's results by name.
+        result: The server's times.
+        bytes_up: Size of the request's message.
+        bytes_down: Size of the answer's message.
+        elapsed_s: From the first byte sent to the last received.
+    """
+
+    tensors: Dict[str, Array]
+    result: Result
+    bytes_up: int
+    bytes_down: int
+    elapsed_s: float
+
+
+class Request:
+    """A request under way. Created by :meth:`Link.begin`.
+
+    Attributes:
+        channel: The connection that it is on.
+        number: Its id there.
+        cut: Index of the cut.
+        plan: How it is striped; none for a whole request.
+        results: What the server sends back.
+        unsent: Messages of it that have not been written yet.
+        bytes_up: Sent so far.
+        sending_s: Seconds spent on coding and writing.
+        alone: Whether no other request was under way at any time.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        number: int,
+        cut: int,
+        plan: Optional[Plan] = None,
+        results: Tuple[TensorSpec, ...] = (),
+    ) -> None:
+        self.channel = channel
+        self.number = number
+        self.cut = cut
+        self.plan = plan
+        self.results = results
+        self.stripes = 1 if plan is None or isinstance(plan, RowPlan) else plan.stripes
+        self.unsent = self.stripes
+        self.begin_s = time.monotonic()
+        self.bytes_up = 0
+        self.sending_s = 0.0
+        self.alone = True
+        self._settling = threading.Lock()
+        self._settled = threading.Event()
+        self._answer: Optional[Answer] = None
+        self._error: Optional[LinkError] = None
+
+    @property
+    def over(self) -> bool:
+        """Whether it was answered or has failed."""
+        return self._settled.is_set()
+
+    def wait(self, deadline: Deadline) -> Optional[Answer]:
+        """Return the answer; none if the deadline came first.
+
+        Raises:
+            LinkError: The request failed: the connection broke or the server could not do it.
+        """
+        if not self._settled.wait(deadline.remaining_s()):
+            return None
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None  # settled without an error
+        return self._answer
+
+    def settle(self, answer: Optional[Answer], error: Optional[LinkError] = None) -> None:
+        """Give the waiting thread its answer or error; the first one counts."""
+        with self._settling:
+            if not self._settled.is_set():
+                self._answer, self._error = answer, error
+                self._settled.set()

@@ -1,0 +1,101 @@
+"""What an inference gave, and what happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Optional
+
+from calibration.predictor import Prediction
+from engines.tensors import Array
+
+__all__ = ["Result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One answered inference. Times in seconds, sizes in bytes.
+
+    Attributes:
+        outputs: The model's outputs by name.
+        seq: Number of the inference, from 0.
+        cut: Id of the cut.
+        answered_by: ``remote``; ``local`` if the selector chose the robot alone; ``fallback`` if
+            the robot did what was the server's part.
+        reason: Why this cut, and what went wrong, in a few words.
+        latency_s: From when the robot began on it to the answer.
+        robot_s: Computing on the robot (and coding, where nothing is striped).
+        link_s: Sending, receiving and waiting, less the server's time. Where stripes were sent
+            while the robot computed: the larger of what the sender and the server's reader took.
+        server_s: Computing and coding on the server.
+        queue_s: Waiting for its turn at the server.
+        bytes_up: Sent for this inference.
+        bytes_down: Received for it.
+        goodput_bps: The link's estimated goodput afterwards; none while unknown.
+        energy_j: Modelled energy on the robot.
+        predicted: What the selector expected; none where it could not tell.
+        mode: One of ``calibration.predictor.MODES``.
+        plan: How it was striped, as ``calibration.plan_text`` writes it; empty where it was not.
+        stripes: Messages that the request had by its plan; 0 without a server.
+        sending_s: Coding and writing stripes, beside the computing.
+        age_s: From when the frame was taken to the answer.
+    """
+
+    outputs: Dict[str, Array]
+    seq: int
+    cut: str
+    answered_by: str
+    reason: str
+    latency_s: float
+    robot_s: float
+    link_s: float
+    server_s: float
+    queue_s: float
+    bytes_up: int
+    bytes_down: int
+    goodput_bps: Optional[float]
+    energy_j: float
+    predicted: Optional[Prediction]
+    mode: str = "split"
+    plan: str = ""
+    stripes: int = 1
+    sending_s: float = 0.0
+    age_s: float = 0.0
+
+    @property
+    def prediction_error(self) -> Optional[float]:
+        """Measured over predicted latency, less 1; none where it was not predicted."""
+        if self.predicted is None or not self.predicted.latency_s > 0:
+            return None
+        return self.latency_s / self.predicted.latency_s - 1
+
+    def record(self) -> Dict[str, Any]:
+        """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
+        goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
+        predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
+        error = self.prediction_error
+        return {
+            "seq": self.seq,
+            "latency_ms": _ms(self.latency_s),
+            "cut": self.cut,
+            "answered_by": self.answered_by,
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "robot_ms": _ms(self.robot_s),
+            "link_ms": _ms(self.link_s),
+            "server_ms": _ms(self.server_s),
+            "queue_ms": _ms(self.queue_s),
+            "goodput_mbps": goodput,
+            "energy_j": round(self.energy_j, 6),
+            "predicted_ms": predicted,
+            "reason": self.reason,
+            "mode": self.mode,
+            "plan": self.plan,
+            "stripes": self.stripes,
+            "sending_ms": _ms(self.sending_s),
+            "age_ms": _ms(self.age_s),
+            "prediction_error": None if error is None else round(error, 4),
+        }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1e3, 3)
