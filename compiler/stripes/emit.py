@@ -245,15 +245,15 @@ class _Writer:
         least = self._former.entry_least(places, starts, band)
         least = -(-max(least, halo) // band.step) * band.step
         entry: dict[str, str | None] = {"entry": None, "rest": None}
-        crossing_inputs = set(cut.frontier).intersection(self._graph.inputs)
-        if least <= band.most and not crossing_inputs:
+        computed = [name for name in cut.frontier if name not in self._graph.inputs]
+        if least <= band.most:
             owners = {p: i for i in mine for p in self._boundaries.segments[i]}
             kept: dict[int | None, dict[str, int]] = {i: self._kept[i] for i in mine}
             for form, bottom in (("entry", "more"), ("rest", "last")):
                 file = f"graph/{form}_{cut.id}.onnx"
                 piece = self._former.form(
                     places,
-                    cut.frontier,
+                    computed,
                     top="entry",
                     bottom=bottom,
                     owners=owners,
