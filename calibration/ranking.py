@@ -48,8 +48,8 @@ class Ranking:
     Attributes:
         best: Place of the best choice; none where none may be used.
         rule: What it is the best by, in a few words.
-        costs: What was to be small: seconds, joules, or bits per second that a choice needs.
-            Infinite where it is not possible or not allowed.
+        unit: Of the costs: ``s``, ``J``, or ``bps``, the goodput that a choice needs.
+        costs: What was to be small. Infinite where it is not possible or not allowed.
         within: Whether the bound of the objective is kept; none where it has none.
         latencies_s: Expected latency.
         energies_j: Expected energy.
@@ -59,6 +59,7 @@ class Ranking:
 
     best: Optional[int]
     rule: str
+    unit: str
     costs: Array
     within: Optional[Array]
     latencies_s: Array
@@ -110,21 +111,23 @@ def rank(
         bounded = outlook.energies_j
     if bounded is None:
         within = None
-        rule, costs = _unbounded(outlook, objective)
+        rule, unit, costs = _unbounded(outlook, objective)
         costs = np.where(forbidden, np.inf, costs)
         judged = costs
     else:
         within = (bounded <= objective.limit) & ~forbidden
         if bool(within.any()):
-            rule, costs = _bounded(outlook, objective)
+            rule, unit, costs = _bounded(outlook, objective)
             judged = np.where(within, costs, np.inf)
         else:
-            rule, costs = _out_of_bounds(outlook, objective, forbidden)
+            rule, unit, costs = _out_of_bounds(outlook, objective, forbidden)
             judged = np.where(forbidden, np.inf, costs)
         costs = np.where(forbidden, np.inf, costs)
     place = int(np.argmin(judged))
     best = place if np.isfinite(judged[place]) else None
-    return Ranking(best, rule, costs, within, outlook.latencies_s, outlook.energies_j, bounded)
+    return Ranking(
+        best, rule, unit, costs, within, outlook.latencies_s, outlook.energies_j, bounded
+    )
 
 
 class _Outlook:
@@ -145,33 +148,35 @@ class _Outlook:
         return self.plans.latencies_s(self.goodput_at(part), self.rtt_s, self.queue_s)
 
 
-def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, Array]:
+def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
     if objective.kind == "energy":
-        return "least predicted energy", outlook.energies_j
+        return "least predicted energy", "J", outlook.energies_j
     if objective.kind == "rate":
         goodput = outlook.goodput_at(0.5)
         costs = outlook.plans.costs(goodput, outlook.rtt_s, outlook.queue_s, "rate")
-        return "most frames a second", costs
+        return "most frames a second", "s", costs
     if objective.quantile is not None:
         rule = f"least predicted latency, p{objective.quantile * 100:g}"
-        return rule, outlook.latencies_at(1 - objective.quantile)
-    return "least predicted latency", outlook.latencies_s
+        return rule, "s", outlook.latencies_at(1 - objective.quantile)
+    return "least predicted latency", "s", outlook.latencies_s
 
 
-def _bounded(outlook: _Outlook, objective: Objective) -> Tuple[str, Array]:
+def _bounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
     if objective.kind == "deadline":
-        return "least predicted energy within the deadline", outlook.energies_j
-    return "least predicted latency within the energy budget", outlook.latencies_s
+        return "least predicted energy within the deadline", "J", outlook.energies_j
+    return "least predicted latency within the energy budget", "s", outlook.latencies_s
 
 
-def _out_of_bounds(outlook: _Outlook, objective: Objective, forbidden: Array) -> Tuple[str, Array]:
+def _out_of_bounds(
+    outlook: _Outlook, objective: Objective, forbidden: Array
+) -> Tuple[str, str, Array]:
     if objective.kind == "energy-budget":
-        return "least predicted energy: nothing is within the budget", outlook.energies_j
+        return "least predicted energy: nothing is within the budget", "J", outlook.energies_j
     needed = outlook.plans.needed_bps(objective.limit, outlook.rtt_s, outlook.queue_s)
     needed[forbidden] = np.inf
     if needed.min() <= outlook.goodput_at(DEADLINE_KEPT):
-        return "most likely to keep the deadline", needed
-    return "least predicted latency: nothing keeps the deadline", outlook.latencies_s
+        return "most likely to keep the deadline", "bps", needed
+    return "least predicted latency: nothing keeps the deadline", "s", outlook.latencies_s
 
 
 def barred(plans: PreparedPlans, constraints: Constraints) -> Tuple[str, ...]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional, Protocol
 
+from calibration.modes import MODE_NAMES
 from calibration.objectives import LATENCY, UNCONSTRAINED, Constraints, Objective
+from calibration.plan_text import plan_text
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
 from calibration.ranking import GoodputAt
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan
+from engines.stripe_plans import Plan, mode_of
 
 __all__ = [
     "Decision",
@@ -19,7 +21,9 @@ __all__ = [
     "Selector",
     "Situation",
     "blind_cut",
+    "decision_text",
     "goodput_quantiles",
+    "mode_at",
     "without_link",
 ]
 
@@ -133,3 +137,22 @@ def without_link(situation: Situation, manifest: Manifest) -> Optional[Decision]
             prediction = plans.predict(last, goodput_bps=None, rtt_s=link.rtt_s)
         return Decision(blind, "goodput unknown", prediction)
     return None
+
+
+def mode_at(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
+    """Return the mode of a cut or a plan: one of ``calibration.predictor.MODES``."""
+    if plan is not None:
+        return mode_of(plan)
+    if cut == len(manifest.cuts) - 1:
+        return "local"
+    return "split" if manifest.cuts[cut].robot_segments else "frame"
+
+
+def decision_text(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
+    """Name what is decided on: its mode, and its cut or plan as ``--cut`` takes it."""
+    mode = mode_at(manifest, cut, plan)
+    if plan is not None:
+        return f"{MODE_NAMES[mode]} {plan_text(plan, manifest)}"
+    return (
+        f"{MODE_NAMES[mode]} at {manifest.cuts[cut].id}" if mode == "split" else MODE_NAMES[mode]
+    )

@@ -42,8 +42,8 @@ class Neurosurgeon:
 
     Not modelled: what comes back and the round trip; the power that the robot draws while it
     waits; cuts that are not a prefix (branches); stripes; deadlines and budgets; the uncertainty
-    of the goodput. Its regressions that predict the time of a layer are replaced by measured times, and
-    its factor of the server's load by the wait that the server reports.
+    of the goodput. Its regressions that predict the time of a layer are replaced by measured
+    times, and its factor of the server's load by the wait that the server reports.
 
     Source:
         Y. Kang, J. Hauswald, C. Gao, A. Rovinski, T. Mudge, J. Mars, L. Tang, *Neurosurgeon:
@@ -114,8 +114,8 @@ class SpsoGa:
     A particle assigns every segment to the robot or the server. The deadline is that of objective
     ``deadline=D``; with any other objective, 1.2 times the least latency of a serial cut. Energy
     and latency of an assignment are those of our predictor for serial cuts, the way back, the
-    round trip and the wait at the server among them. The swarm is seeded and has 984 looks a decision,
-    which takes some milliseconds: it was published for planning beforehand.
+    round trip and the wait at the server among them. The swarm is seeded and has 984 looks a
+    decision, which takes some milliseconds: it was published for planning beforehand.
 
     Not modelled: stripes; the uncertainty of the goodput; that nothing may keep the deadline (it
     then takes the quickest it finds). Theirs places layers on many servers of several kinds; here

@@ -7,6 +7,7 @@ from typing import Any, Dict, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
+from runtime.decision import Decision
 
 __all__ = ["Result"]
 
@@ -38,6 +39,7 @@ class Result:
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
+        decision: What was decided, in which situation, and why.
     """
 
     outputs: Dict[str, Array]
@@ -60,6 +62,7 @@ class Result:
     stripes: int = 1
     sending_s: float = 0.0
     age_s: float = 0.0
+    decision: Optional[Decision] = None
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -73,6 +76,7 @@ class Result:
         goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
         error = self.prediction_error
+        situation = None if self.decision is None else self.decision.situation
         return {
             "seq": self.seq,
             "latency_ms": _ms(self.latency_s),
@@ -94,6 +98,7 @@ class Result:
             "sending_ms": _ms(self.sending_s),
             "age_ms": _ms(self.age_s),
             "prediction_error": None if error is None else round(error, 4),
+            "objective": None if situation is None else str(situation.objective),
         }
 
 

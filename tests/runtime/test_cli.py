@@ -105,7 +105,7 @@ class TestInfer:
             assert list(record)[:12] == list(FIELDS)
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
-                "age_ms", "prediction_error",
+                "age_ms", "prediction_error", "objective",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
