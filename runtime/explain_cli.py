@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -29,7 +30,13 @@ from runtime.explain import Candidate, Explanation, SpreadLink, explain
 
 __all__ = ["explain_command"]
 
-_SHOWN = 20
+_SHOWN = 3
+"""Candidates of each mode that are shown without --all: plans of one mode are much alike."""
+
+_NAME_WIDTH = 40
+_WIDTH = 120
+"""Columns of a table's names, and of the whole where the terminal has fewer."""
+
 _GOODPUT = re.compile(r"(?P<low>\d+(\.\d+)?)(-(?P<high>\d+(\.\d+)?))?")
 
 
@@ -50,7 +57,7 @@ _GOODPUT = re.compile(r"(?P<low>\d+(\.\d+)?)(-(?P<high>\d+(\.\d+)?))?")
 @click.option("--robot-table", metavar="FILE", help="The robot's latency-*.json of this bundle.")
 @click.option("--server-table", metavar="FILE", help="The server's.")
 @click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
-@click.option("--all", "everything", is_flag=True, help=f"Not only the first {_SHOWN}.")
+@click.option("--all", "everything", is_flag=True, help=f"Not only the first {_SHOWN} of a mode.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: every candidate.")
 @command_options
 def explain_command(
@@ -101,15 +108,22 @@ def explain_command(
         return
     click.echo(f"objective {wanted} at {goodput} Mbps, round trip {rtt_ms:g} ms")
     click.echo(f"robot {robot_from}; server {server_from}")
-    _print(found, None if everything else _SHOWN)
+    _print(found, len(found.candidates) if everything else _SHOWN)
 
 
-def _print(found: Explanation, most: Optional[int]) -> None:
-    table = Table("", "candidate", "ms", "robot", "link", "server", "J", "why")
-    for candidate in found.candidates[:most]:
-        table.add_row(*_row(candidate))
-    Console().print(table)
-    left = len(found.candidates) - len(found.candidates[:most])
+def _print(found: Explanation, most: int) -> None:
+    table = Table("")
+    table.add_column("candidate", overflow="fold", max_width=_NAME_WIDTH)
+    for title in ("ms", "robot", "link", "server", "J"):
+        table.add_column(title, no_wrap=True, justify="right")
+    table.add_column("why")
+    of_mode: "Counter[str]" = Counter()
+    for candidate in found.candidates:
+        of_mode[candidate.predicted.mode] += 1
+        if of_mode[candidate.predicted.mode] <= most:
+            table.add_row(*_row(candidate))
+    Console(width=max(_WIDTH, Console().width)).print(table)
+    left = len(found.candidates) - table.row_count
     if left:
         click.echo(f"{left} more of {len(found.candidates)}: --all shows them")
     for name, choice in found.others.items():
