@@ -79,6 +79,7 @@ def explain_command(
     """
     wanted = parse_objective(objective)
     check_objective(wanted)
+    low, high = _goodputs(goodput)
     opened = Bundle.open(bundle)
     constraints = Constraints(keep_local)
     check_constraints(constraints, opened.manifest)
@@ -87,7 +88,6 @@ def explain_command(
     plans = PreparedPlans(
         opened.manifest, robot, server, parse_power(power) if power else StatePower()
     )
-    low, high = _goodputs(goodput)
     link = SpreadLink(low, high, rtt_ms / 1e3)
     found = explain(Situation(plans, link, queue_ms / 1e3, wanted, constraints))
     if as_json:

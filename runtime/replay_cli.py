@@ -18,6 +18,9 @@ from runtime.selector import selector_names
 
 __all__ = ["replay_command"]
 
+_WIDTH = 120
+"""Columns of the table where the terminal has fewer."""
+
 
 @click.command("replay")
 @click.argument("run_file", metavar="RUN", type=click.Path(dir_okay=False))
@@ -84,7 +87,10 @@ def _record(outcome: Outcome, *, inferences: bool) -> Dict[str, Any]:
 
 
 def _print(outcomes: Sequence[Outcome]) -> None:
-    table = Table("selector", "n", "mean ms", "p50", "p95", "p99", "mean J", "kept", "modes")
+    table = Table()
+    for title in ("selector", "n", "mean ms", "p50", "p95", "p99", "mean J", "kept"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("modes")
     for outcome in outcomes:
         record = outcome.record()
         cells = [outcome.selector, str(record["count"])]
@@ -95,7 +101,7 @@ def _print(outcomes: Sequence[Outcome]) -> None:
         cells.append("" if kept is None else f"{100 * kept:.1f}%")
         cells.append(", ".join(f"{count} {mode}" for mode, count in record["modes"].items()))
         table.add_row(*cells)
-    Console().print(table)
+    Console(width=max(_WIDTH, Console().width)).print(table)
     skipped = max(outcome.skipped for outcome in outcomes)
     if skipped:
         click.echo(
