@@ -36,6 +36,7 @@ from calibration.latency_table import store_table
 from calibration.measure import measure_latency
 from calibration.plan_text import is_plan_text
 from calibration.plans_cli import plan_record, print_plans
+from calibration.prepared import OBJECTIVES
 from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, BackendOptions
 from engines.bundle import Bundle
@@ -63,6 +64,9 @@ __all__ = ["main"]
 
 _PREPARE_S = 10.0
 """Longest wait before the first inference for a plan that was asked for by name."""
+
+_IN_FLIGHT = {"latency": 1, "energy": 1, "rate": 4}
+"""Frames under way at a time unless the user says how many: enough for all to be busy."""
 
 _backend = click.option(
     "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
@@ -125,7 +129,23 @@ def serve(
     help="auto, local, offload, the id of a cut, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
     "(two-sided, the robot computes 2 of 4), CUT/32-96-224 (stripes end at these rows), each with "
     ",until=CUT (how far the server works in stripes); rows:CUT@96 (the robot computes the "
-    "outputs above row 96). CUT may be offload: the input itself in stripes.",
+    "outputs above row 96); lossy: halo:CUT@96~16 (the head divided at row 96, each side with 16 "
+    "rows more). CUT may be offload: the input itself in stripes.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default=OBJECTIVES[0],
+    show_default=True,
+    help="What --cut auto chooses for: least latency, least energy of the robot, or most results "
+    "a second with --in-flight.",
+)
+@click.option(
+    "--allow-lossy-halo",
+    type=click.IntRange(0),
+    metavar="ROWS",
+    help="Lossy: also choose among bounded divisions of at least so many rows of halo, of a "
+    "bundle compiled with --halo.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file.")
 @click.option("--save", type=click.Path(file_okay=False), help="Save outputs, a .npz a sample.")
@@ -142,9 +162,8 @@ def serve(
 @click.option(
     "--in-flight",
     type=click.IntRange(1, MAX_IN_FLIGHT),
-    default=1,
-    show_default=True,
-    help="Frames under way at a time: the next begins while link and server have the ones before.",
+    help="Frames under way at a time: the next begins while link and server have the ones before. "
+    "Default: 1, with --objective rate 4.",
 )
 @_backend
 @_threads
@@ -161,7 +180,9 @@ def infer(
     labels: Optional[str],
     power: str,
     patience: Optional[float],
-    in_flight: int,
+    objective: str,
+    allow_lossy_halo: Optional[int],
+    in_flight: Optional[int],
     backend: str,
     threads: int,
     as_json: bool,
@@ -186,6 +207,8 @@ def infer(
                 threads=threads,
                 power=parse_power(power) if power else StatePower(),
                 patience_s=patience,
+                objective=objective,
+                allow_halo=allow_lossy_halo,
             )
         )
         if server is not None and is_plan_text(cut):
@@ -194,7 +217,7 @@ def infer(
         began_s = time.monotonic()
         try:
             wanted = itertools.islice(samples.samples, count or samples.size)
-            for name, result in _results(robot, wanted, in_flight):
+            for name, result in _results(robot, wanted, in_flight or _IN_FLIGHT[objective]):
                 if isinstance(result, UnansweredError):
                     summary.failures += 1
                     write_record(sinks, {"error": str(result), "source": name})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
@@ -38,6 +39,7 @@ class Result:
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
+        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
     """
 
     outputs: Dict[str, Array]
@@ -60,6 +62,7 @@ class Result:
     stripes: int = 1
     sending_s: float = 0.0
     age_s: float = 0.0
+    lossy: bool = False
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -72,6 +75,7 @@ class Result:
         """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
         goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
+        rate_hz = None if self.predicted is None else self.predicted.rate_hz
         error = self.prediction_error
         return {
             "seq": self.seq,
@@ -94,6 +98,8 @@ class Result:
             "sending_ms": _ms(self.sending_s),
             "age_ms": _ms(self.age_s),
             "prediction_error": None if error is None else round(error, 4),
+            "predicted_hz": None if not rate_hz or math.isinf(rate_hz) else round(rate_hz, 3),
+            "lossy": self.lossy,
         }
 
 

@@ -26,21 +26,29 @@ from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
-from calibration.plan_text import is_plan_text, parse_plan, plan_text
-from calibration.prepared import PreparedPlans
+from calibration.plan_text import is_plan_text, plan_text
+from calibration.prepared import OBJECTIVES, PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.courses import Course
 from runtime.inflight import Frames
 from runtime.link import Link
 from runtime.requests import Answer
 from runtime.result import Result
-from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
+from runtime.selector import (
+    Decision,
+    Selector,
+    Situation,
+    open_selector,
+    parse_allowed,
+    wants_server,
+)
 from runtime.striping import Stripes
 from runtime.tables import prepare_plans, table_for, wire_table
 from runtime.transport import Deadline, parse_address
@@ -85,6 +93,9 @@ class Robot:
         power: The robot's power by state, for the modelled energy.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
+        objective: What ``auto`` chooses for: ``latency``, ``energy`` or ``rate``.
+        allow_halo: Fewest rows of halo of the lossy plans that may be used
+            (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -105,7 +116,13 @@ class Robot:
         threads: int = 0,
         power: StatePower = StatePower(),
         patience_s: Optional[float] = None,
+        objective: str = "latency",
+        allow_halo: Optional[int] = None,
     ) -> None:
+        if objective not in OBJECTIVES:
+            raise SplitError(f"objective: expected {' or '.join(OBJECTIVES)}, given {objective!r}")
+        if allow_halo is not None and allow_halo < 0:
+            raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
         if patience_s is not None and not 0 < patience_s <= _LONGEST_PATIENCE_S:
             raise SplitError(
                 f"patience: expected seconds above 0, at most {_LONGEST_PATIENCE_S:.0f}, "
@@ -113,8 +130,10 @@ class Robot:
             )
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self._objective = objective
+        self._halo = allow_halo
         self._selector_name = cut
-        self._selector = open_selector(cut, self.bundle.manifest)
+        self._selector = self._open_selector(cut)
         self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
@@ -171,7 +190,7 @@ class Robot:
             EngineError: Something cannot be loaded here.
         """
         if is_plan_text(cut):
-            plan = parse_plan(cut, self.bundle.manifest)
+            plan = parse_allowed(cut, self.bundle.manifest, self._halo)
             return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
         index = self.bundle.manifest.cut(cut).index
         self.program.load_half(0, index)
@@ -203,7 +222,7 @@ class Robot:
             number, taken_s = next(self._numbers), time.monotonic()
             self._turns.reserve(number)
             return (
-                lambda: self._infer(number, taken_s, frame, cut),
+                lambda: self._infer(number, taken_s, frame, cut, in_flight),
                 lambda: self._turns.withdraw(number),
             )
 
@@ -236,10 +255,11 @@ class Robot:
         taken_s: float,
         inputs: Mapping[str, Array],
         cut: Optional[str],
+        in_flight: Optional[int] = None,
     ) -> Result:
         with self._turns.turn(number):
             begin = time.monotonic()
-            decision = self._decide(cut)
+            decision = self._decide(cut, in_flight)
             self._check_alone(decision.cut, decision.reason)
             course = self._stripes.course(decision, self.link, inputs)
             course.head()
@@ -284,12 +304,14 @@ class Robot:
             answer=answer,
         )
 
-    def _decide(self, cut: Optional[str]) -> Decision:
+    def _open_selector(self, name: str) -> Selector:
+        wanted = self._objective if name == "auto" else name
+        return open_selector(wanted, self.bundle.manifest, least_halo=self._halo)
+
+    def _decide(self, cut: Optional[str], in_flight: Optional[int]) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
-        selector: Selector = self._selector
-        if cut is not None:
-            selector = open_selector(cut, self.bundle.manifest)
-        decision = selector.decide(self._situation())
+        selector = self._selector if cut is None else self._open_selector(cut)
+        decision = selector.decide(self._situation(in_flight))
         if decision.plan is None:
             return decision
         why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
@@ -340,11 +362,12 @@ class Robot:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
         return wants_server(self._selector_name if cut is None else cut, self.bundle.manifest)
 
-    def _situation(self) -> Situation:
+    def _situation(self, in_flight: Optional[int]) -> Situation:
         link = self.link
         if link is None or not link.up:
             return Situation(None, None, self._queue_s)
-        return Situation(self._plans_of(link.server_table), link.estimator.estimate, self._queue_s)
+        plans = self._plans_of(link.server_table)
+        return Situation(plans, link.estimator.estimate, self._queue_s, in_flight)
 
     def _plans_of(self, server: Optional[Table]) -> Optional[PreparedPlans]:
         """Prepare all plans, once for each table that a server sent."""
@@ -352,7 +375,13 @@ class Robot:
             return None
         with self._lock:
             if self._plans is None or self._plans[0] is not server:
-                plans = prepare_plans(self.bundle.manifest, self._table, server, power=self._power)
+                plans = prepare_plans(
+                    self.bundle.manifest,
+                    self._table,
+                    server,
+                    power=self._power,
+                    least_halo=self._halo,
+                )
                 self._plans = (server, plans)
             return self._plans[1]
 
@@ -404,6 +433,7 @@ class Robot:
             stripes=course.stripes,
             sending_s=course.sending_s,
             age_s=age_s,
+            lossy=answer is not None and is_lossy(decision.plan),
         )
 
     def _connect(self, host: str, port: int) -> None:

@@ -72,13 +72,20 @@ def times_of(table: Table, manifest: Manifest) -> Optional[SegmentTimes]:
 
 
 def prepare_plans(
-    manifest: Manifest, robot: Table, server: Table, *, power: StatePower = StatePower()
+    manifest: Manifest,
+    robot: Table,
+    server: Table,
+    *,
+    power: StatePower = StatePower(),
+    least_halo: Optional[int] = None,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
+
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power)
+    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo)

@@ -164,7 +164,7 @@ class TestWithAServer:
         ]  # fmt: skip
         assert list(record)[12:] == [
             "predicted_ms", "reason", "mode", "plan", "stripes", "sending_ms", "age_ms",
-            "prediction_error",
+            "prediction_error", "predicted_hz", "lossy",
         ]  # fmt: skip
         assert record["goodput_mbps"] is not None, "the probe told it"
 
