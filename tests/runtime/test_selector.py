@@ -168,3 +168,29 @@ def test_names_that_leave_a_part_to_the_server() -> None:
         assert wants_server(name, STRIPED)
     for name in ("auto", "local", STRIPED.cuts[-1].id):
         assert not wants_server(name, STRIPED)
+
+
+@pytest.mark.parametrize("objective", ["latency", "energy", "rate"])
+def test_a_selector_for_every_objective(objective: str) -> None:
+    selector = open_selector(objective, MODEL)
+    for goodput_bps in (1e5, 1e6, 1e7, 1e9):
+        situation = _situation(goodput_bps, rtt_s=0.01)
+        decision = selector.decide(situation)
+        best = PLANS.best(goodput_bps, 0.01, objective=objective)
+        assert (decision.cut, decision.prediction) == (best.cut, best)
+        assert decision.reason.endswith(f"predicted {objective}")
+        if objective == "latency":
+            assert decision == _auto(situation)
+    assert not wants_server(objective, MODEL)
+
+
+def test_the_rate_counts_what_may_be_under_way() -> None:
+    selector = open_selector("rate", MODEL)
+    link = LinkEstimate(2e7, 0.001, 1)
+    one = selector.decide(Situation(PLANS, link, 0.0, in_flight=1)).prediction
+    many = selector.decide(Situation(PLANS, link, 0.0, in_flight=8)).prediction
+    assert one is not None
+    assert many is not None
+    assert one.rate_hz == pytest.approx(1 / one.latency_s)
+    assert many.rate_hz > 1.1 * one.rate_hz
+    assert many.rate_hz == pytest.approx(1 / max(many.robot_s, many.link_s - 0.001, many.server_s))
