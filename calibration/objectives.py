@@ -100,11 +100,11 @@ class Constraints:
     Attributes:
         keep_local: Id of a cut: nothing of what comes before it may leave the robot; none for no
             such bound. The cut's own tensors may.
-        lossless: Only codecs that lose nothing.
+        lossless: Nothing that is lossy, though it was allowed when the choices were prepared.
     """
 
     keep_local: Optional[str] = None
-    lossless: bool = True
+    lossless: bool = False
 
 
 UNCONSTRAINED = Constraints()

@@ -14,6 +14,8 @@ Theory of operation:
    latency.
 5. ``energy-budget=E``: of what is expected to take E or less, the least expected latency; where
    nothing does, the least expected energy.
+6. ``rate``: the shortest time from result to result at the median goodput; of equals the least
+   expected latency.
 
 Of equals the earlier is taken: the serial cuts come before the striped plans.
 """
@@ -27,15 +29,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
-from calibration.prepared import OBJECTIVES, Choice, PreparedPlans
-from engines.errors import SplitError
-from engines.stripe_plans import RowPlan
+from calibration.prepared import Choice, PreparedPlans
+from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
 from engines.tensors import Array
 
-__all__ = ["EXPECTED_AT", "GoodputAt", "Ranking", "barred", "check_objective", "rank"]
+__all__ = ["EXPECTED_AT", "GoodputAt", "Ranking", "barred", "rank"]
 
 GoodputAt = Callable[[float], float]
 """Gives a quantile of the goodput in bits per second, for a part between 0 and 1."""
+
+_SAME = 1e-9
+"""Periods that differ by a smaller part are equal: sums in another order differ as much."""
 
 EXPECTED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of goodput over which latency and energy are averaged."""
@@ -67,19 +71,6 @@ class Ranking:
     bounded: Optional[Array] = None
 
 
-def check_objective(objective: Objective) -> None:
-    """Refuse an objective that nothing here is predicted for.
-
-    Raises:
-        SplitError: Not one that choices can be ranked by.
-    """
-    if objective.kind == "rate" and "rate" not in OBJECTIVES:
-        raise SplitError(
-            "objective rate: frames a second are not predicted by this version; expected latency, "
-            "energy, a deadline or an energy budget"
-        )
-
-
 def rank(
     plans: PreparedPlans,
     objective: Objective,
@@ -89,6 +80,7 @@ def rank(
     queue_s: float = 0.0,
     constraints: Constraints = UNCONSTRAINED,
     serial: bool = False,
+    in_flight: Optional[int] = None,
 ) -> Ranking:
     """Judge all choices; tens of microseconds for some hundreds of them.
 
@@ -100,10 +92,10 @@ def rank(
         queue_s: Expected wait at the server in seconds.
         constraints: What a choice may not do.
         serial: Only serial cuts.
+        in_flight: Inferences under way at a time, for the rate; none for enough of them.
     """
-    check_objective(objective)
     forbidden = _forbidden(plans, constraints, serial=serial)
-    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s)
+    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
     bounded: Optional[Array] = None
     if objective.kind == "deadline":
         bounded = outlook.latencies_at(1 - DEADLINE_KEPT)
@@ -114,6 +106,9 @@ def rank(
         rule, unit, costs = _unbounded(outlook, objective)
         costs = np.where(forbidden, np.inf, costs)
         judged = costs
+        if objective.kind == "rate":  # most choices share their busiest station with others
+            quickest = costs <= costs.min() * (1 + _SAME)
+            judged = np.where(quickest, outlook.latencies_s, np.inf)
     else:
         within = (bounded <= objective.limit) & ~forbidden
         if bool(within.any()):
@@ -134,10 +129,15 @@ class _Outlook:
     """What is expected of all choices on one link."""
 
     def __init__(
-        self, plans: PreparedPlans, goodput_at: GoodputAt, rtt_s: float, queue_s: float
+        self,
+        plans: PreparedPlans,
+        goodput_at: GoodputAt,
+        rtt_s: float,
+        queue_s: float,
+        in_flight: Optional[int],
     ) -> None:
         self.plans, self.goodput_at = plans, goodput_at
-        self.rtt_s, self.queue_s = rtt_s, queue_s
+        self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
         goodputs = [goodput_at(part) for part in EXPECTED_AT]
         if goodputs[0] == goodputs[-1]:
             goodputs = goodputs[:1]
@@ -153,8 +153,10 @@ def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array
         return "least predicted energy", "J", outlook.energies_j
     if objective.kind == "rate":
         goodput = outlook.goodput_at(0.5)
-        costs = outlook.plans.costs(goodput, outlook.rtt_s, outlook.queue_s, "rate")
-        return "most frames a second", "s", costs
+        costs = outlook.plans.costs(
+            goodput, outlook.rtt_s, outlook.queue_s, "rate", outlook.in_flight
+        )
+        return "highest predicted rate", "s", costs
     if objective.quantile is not None:
         rule = f"least predicted latency, p{objective.quantile * 100:g}"
         return rule, "s", outlook.latencies_at(1 - objective.quantile)
@@ -210,11 +212,11 @@ def _against(plans: PreparedPlans, choice: Choice, constraints: Constraints) -> 
     cuts = plans.manifest.cuts
     if choice.plan is None and cuts[choice.cut].refused:
         return f"refused: {cuts[choice.cut].refused}"
-    if constraints.lossless and not choice.lossless:
-        return "not lossless"
+    if constraints.lossless and is_lossy(choice.plan):
+        return "lossy"
     if constraints.keep_local is not None:
         kept = set(plans.manifest.cut(constraints.keep_local).robot_segments)
-        raw = choice.mode == "two-sided" or isinstance(choice.plan, RowPlan)
+        raw = choice.mode == "two-sided" or isinstance(choice.plan, (RowPlan, BoundedPlan))
         leaves = set() if raw else set(cuts[choice.cut].robot_segments)
         if not kept <= leaves:
             return f"keep-local {constraints.keep_local}: earlier tensors would leave the robot"

@@ -32,7 +32,7 @@ from calibration.energy import StatePower, parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
-from calibration.objectives import OBJECTIVE_FORMS, Constraints
+from calibration.objectives import OBJECTIVE_FORMS, Constraints, parse_objective
 from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, BackendOptions
@@ -58,6 +58,10 @@ __all__ = ["main"]
 
 _PREPARE_S = 10.0
 """Longest wait before the first inference for a plan that was asked for by name."""
+
+_RATE_IN_FLIGHT = 4
+"""Frames under way at a time for objective ``rate``, unless the user says how many: enough for all
+to be busy."""
 
 _backend = click.option(
     "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
@@ -118,7 +122,8 @@ def serve(
     help="The id of a cut to use always, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
     "(two-sided, the robot computes 2 of 4), CUT/32-96-224 (stripes end at these rows), each with "
     ",until=CUT (how far the server works in stripes); rows:CUT@96 (the robot computes the "
-    "outputs above row 96). CUT may be offload: the input itself in stripes.",
+    "outputs above row 96); lossy: halo:CUT@96~16 (the head divided at row 96, each side with 16 "
+    "rows more). CUT may be offload: the input itself in stripes.",
 )
 @click.option(
     "--selector",
@@ -128,6 +133,13 @@ def serve(
 )
 @click.option("--objective", default="latency", show_default=True, help=OBJECTIVE_FORMS)
 @click.option("--keep-local", metavar="CUT", help="Nothing before this cut leaves the robot.")
+@click.option(
+    "--allow-lossy-halo",
+    type=click.IntRange(0),
+    metavar="ROWS",
+    help="Lossy: also choose among bounded divisions of at least so many rows of halo, of a "
+    "bundle compiled with --halo.",
+)
 @click.option(
     "--record",
     type=click.Path(dir_okay=False),
@@ -148,9 +160,8 @@ def serve(
 @click.option(
     "--in-flight",
     type=click.IntRange(1, MAX_IN_FLIGHT),
-    default=1,
-    show_default=True,
-    help="Frames under way at a time: the next begins while link and server have the ones before.",
+    help="Frames under way at a time: the next begins while link and server have the ones before. "
+    "Default: 1, with --objective rate 4.",
 )
 @_backend
 @_threads
@@ -165,13 +176,14 @@ def infer(
     selector: Optional[str],
     objective: str,
     keep_local: Optional[str],
+    allow_lossy_halo: Optional[int],
     record: Optional[str],
     out: Optional[str],
     save: Optional[str],
     labels: Optional[str],
     power: str,
     patience: Optional[float],
-    in_flight: int,
+    in_flight: Optional[int],
     backend: str,
     threads: int,
     as_json: bool,
@@ -181,6 +193,8 @@ def infer(
         raise click.UsageError("--cut and --selector both say what chooses: give one of them")
     chooser = cut or selector or "splitrt"
     constraints = Constraints(keep_local)
+    wanted = parse_objective(objective)
+    in_flight = in_flight or (_RATE_IN_FLIGHT if wanted.kind == "rate" else 1)
     names = read_labels(labels)
     opened = Bundle.open(bundle)
     samples = open_source(source, opened.manifest)
@@ -196,8 +210,9 @@ def infer(
                 opened,
                 server=server,
                 selector=chooser,
-                objective=objective,
+                objective=wanted,
                 constraints=constraints,
+                allow_halo=allow_lossy_halo,
                 backend=backend,
                 threads=threads,
                 power=parse_power(power) if power else StatePower(),
@@ -211,20 +226,25 @@ def infer(
         if record is not None:
             file = stack.enter_context(open(record, "w", encoding="utf-8"))
             recorder = Recorder(
-                file, opened, selector=chooser, constraints=constraints, clock=time.monotonic
+                file,
+                opened,
+                selector=chooser,
+                constraints=constraints,
+                least_halo=allow_lossy_halo,
+                clock=time.monotonic,
             )
         told = stack.enter_context(
             Telling(
                 sinks,
-                title=f"{opened.manifest.name}, {chooser}, {objective}",
+                title=f"{opened.manifest.name}, {chooser}, {wanted}",
                 names=names,
                 folder=folder,
                 recorder=recorder,
                 people=not as_json,
             )
         )
-        wanted = itertools.islice(samples.samples, count or samples.size)
-        for name, result in _results(robot, wanted, in_flight):
+        frames = itertools.islice(samples.samples, count or samples.size)
+        for name, result in _results(robot, frames, in_flight):
             told.add(name, result)
     sys.exit(1 if told.summary.failures else 0)
 

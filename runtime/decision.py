@@ -63,6 +63,7 @@ class Situation:
         objective: What to be best at.
         constraints: What may not be done.
         serial: Only serial cuts: no plan can be carried out now.
+        in_flight: Inferences under way at a time, where the caller says so.
         true_bps: The goodput that the next inference will have; only in replays, for ``oracle``.
     """
 
@@ -72,6 +73,7 @@ class Situation:
     objective: Objective = LATENCY
     constraints: Constraints = UNCONSTRAINED
     serial: bool = False
+    in_flight: Optional[int] = None
     true_bps: Optional[float] = None
 
 
@@ -134,7 +136,9 @@ def without_link(situation: Situation, manifest: Manifest) -> Optional[Decision]
     if not link.goodput_bps:
         prediction = None
         if blind == last:
-            prediction = plans.predict(last, goodput_bps=None, rtt_s=link.rtt_s)
+            prediction = plans.predict(
+                last, goodput_bps=None, rtt_s=link.rtt_s, in_flight=situation.in_flight
+            )
         return Decision(blind, "goodput unknown", prediction)
     return None
 

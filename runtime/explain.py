@@ -124,6 +124,7 @@ def explain(situation: Situation) -> Explanation:
         queue_s=situation.queue_s,
         constraints=situation.constraints,
         serial=situation.serial,
+        in_flight=situation.in_flight,
     )
     # At this goodput a serial choice's parts add up to its expected latency.
     mean_bps = 1.0 / float(np.mean([1.0 / at(part) for part in EXPECTED_AT]))

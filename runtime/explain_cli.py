@@ -20,7 +20,6 @@ from calibration.objectives import (
     parse_objective,
 )
 from calibration.prepared import PreparedPlans
-from calibration.ranking import check_objective
 from calibration.segment_times import SegmentTimes, estimated_times
 from engines.bundle import Bundle
 from engines.console import command_options, print_json
@@ -78,7 +77,6 @@ def explain_command(
     Times are those that the bundle was compiled with, unless tables are given.
     """
     wanted = parse_objective(objective)
-    check_objective(wanted)
     low, high = _goodputs(goodput)
     opened = Bundle.open(bundle)
     constraints = Constraints(keep_local)

@@ -125,23 +125,28 @@ def _label_of(result: Result, names: List[str]) -> str:
 def _result_line(record: Dict[str, Any]) -> str:
     """Return a result's record as a line for people."""
     label = f"  {record['label']}" if "label" in record else ""
+    lossy = " LOSSY" if record["lossy"] else ""
+    rate = ""
+    if record["reason"].startswith("highest predicted rate") and record["predicted_hz"]:
+        rate = f"  {record['predicted_hz']:.2f} a second expected"
     return (
-        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  {record['mode']} "
+        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  {record['mode']}{lossy} "
         f"{record['plan'] or record['cut']} {record['answered_by']:8}  "
         f"robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
         f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
-        f"{record['energy_j']:.3f} J  {record['source']}{label}"
+        f"{record['energy_j']:.3f} J  {record['source']}{label}{rate}"
     )
 
 
 def _summary_line(summary: Dict[str, Any]) -> str:
     """Return a summary's record as a line for people."""
     who = ", ".join(f"{count} {name}" for name, count in summary["answered_by"].items())
+    lossy = f", {summary['lossy']} LOSSY" if summary["lossy"] else ""
     if not summary["count"]:
         return "no inference was run"
     rate = "" if summary["rate_hz"] is None else f" {summary['rate_hz']:.2f} a second,"
     return (
-        f"{summary['count']} inferences ({who}), {summary['failures']} failed; latency p50 "
+        f"{summary['count']} inferences ({who}{lossy}), {summary['failures']} failed; latency p50 "
         f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
         f"mean energy {summary['mean_energy_j']:.3f} J (modelled);{rate} "
         f"age p50 {summary['age_p50_ms']:.2f} ms"

@@ -205,6 +205,7 @@ def _least(situation: Situation, judged: Array, reason: str) -> Decision:
         goodput_bps=8.0 / per_byte_s,
         rtt_s=_rtt_s(situation),
         queue_s=situation.queue_s,
+        in_flight=situation.in_flight,
     )
     return Decision(cut, reason, prediction)
 

@@ -56,6 +56,7 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
         selector: Name of the selector.
         keep_local: See ``calibration.objectives.Constraints``.
         lossless: The same.
+        least_halo: Fewest rows of halo of lossy plans; none where they were not allowed.
     """
 
     version: int
@@ -63,7 +64,8 @@ class RunHeader(msgspec.Struct, frozen=True, kw_only=True, tag="run"):
     manifest: Manifest
     selector: str
     keep_local: Optional[str] = None
-    lossless: bool = True
+    lossless: bool = False
+    least_halo: Optional[int] = None
 
     @property
     def constraints(self) -> Constraints:
@@ -131,6 +133,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
         link: The link as estimated; none without a connection.
         queue_s: The expected wait at the server.
         objective: As text.
+        in_flight: Inferences under way at a time, where the caller said so.
         cut: Id of the cut that was decided on.
         plan: The plan, as text; empty for a serial cut.
         reason: Why.
@@ -171,6 +174,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
     energy_j: float
     age_s: float
     true_bps: Optional[float] = None
+    in_flight: Optional[int] = None
 
     def __post_init__(self) -> None:
         times = (self.at_s, self.queue_s, self.latency_s, self.robot_s, self.link_s)
@@ -188,6 +192,7 @@ class Recorder:
         bundle: What the robot runs.
         selector: Name of its selector.
         constraints: What it may not do.
+        least_halo: Fewest rows of halo of lossy plans; none where they are not allowed.
         clock: Seconds from any fixed moment.
     """
 
@@ -198,6 +203,7 @@ class Recorder:
         *,
         selector: str,
         constraints: Constraints = UNCONSTRAINED,
+        least_halo: Optional[int] = None,
         clock: Callable[[], float],
     ) -> None:
         self._sink = sink
@@ -213,6 +219,7 @@ class Recorder:
                 selector=selector,
                 keep_local=constraints.keep_local,
                 lossless=constraints.lossless,
+                least_halo=least_halo,
             )
         )
 
@@ -252,6 +259,7 @@ class Recorder:
                 energy_j=result.energy_j,
                 age_s=result.age_s,
                 true_bps=true_bps,
+                in_flight=situation.in_flight,
             )
         )
 
@@ -302,7 +310,11 @@ class Run:
         if number not in self._plans:
             tables = self._tables[number]
             self._plans[number] = PreparedPlans(
-                self.header.manifest, tables.robot, tables.server, tables.power
+                self.header.manifest,
+                tables.robot,
+                tables.server,
+                tables.power,
+                least_halo=self.header.least_halo,
             )
         return self._plans[number]
 

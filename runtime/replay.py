@@ -130,7 +130,9 @@ def replay(
     for name in names:
         selector: Optional[Selector] = None
         if name not in (MEASURED, RECORDED):
-            selector = open_selector(name, run.header.manifest, replay=True)
+            selector = open_selector(
+                name, run.header.manifest, least_halo=run.header.least_halo, replay=True
+            )
         replayed: List[Replayed] = []
         for record, true_bps, plans in zip(run.inferences, truth, tables):
             situation = _situation(run, record, objective, true_bps)
@@ -205,6 +207,7 @@ def _situation(
         record.queue_s,
         parse_objective(record.objective) if objective is None else objective,
         run.header.constraints,
+        in_flight=record.in_flight,
         true_bps=true_bps,
     )
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.objectives import OBJECTIVE_FORMS, parse_objective
-from calibration.ranking import check_objective
 from engines.console import command_options, print_json
 from runtime.recording import read_run
 from runtime.replay import MEASURED, RECORDED, Outcome, replay
@@ -47,8 +46,6 @@ def replay_command(
     What they decide is predicted for the goodput that the recorded transfers really had.
     """
     wanted = None if objective is None else parse_objective(objective)
-    if wanted is not None:
-        check_objective(wanted)
     run = read_run(Path(run_file))
     for number, why in run.damaged:
         click.echo(f"{run_file}: line {number}: left out: {why}", err=True)

@@ -35,21 +35,28 @@ from calibration.objectives import (
     check_constraints,
     parse_objective,
 )
-from calibration.plan_text import is_plan_text, parse_plan, plan_text
-from calibration.ranking import check_objective
+from calibration.plan_text import is_plan_text, plan_text
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.courses import Course
 from runtime.inflight import Frames
 from runtime.link import Link
 from runtime.requests import Answer
 from runtime.result import Result
-from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
+from runtime.selector import (
+    Decision,
+    Selector,
+    Situation,
+    open_selector,
+    parse_allowed,
+    wants_server,
+)
 from runtime.striping import Stripes
 from runtime.tables import Preparer, table_for, wire_table
 from runtime.transport import Deadline, parse_address
@@ -96,6 +103,8 @@ class Robot:
         selector: Another name for ``cut``, which it overrides.
         objective: What to be best at, as text (``calibration.objectives``) or as a record.
         constraints: What an inference may not do.
+        allow_halo: Fewest rows of halo of the lossy plans that may be used
+            (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -119,7 +128,10 @@ class Robot:
         selector: Optional[str] = None,
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
+        allow_halo: Optional[int] = None,
     ) -> None:
+        if allow_halo is not None and allow_halo < 0:
+            raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
         if patience_s is not None and not 0 < patience_s <= _LONGEST_PATIENCE_S:
             raise SplitError(
                 f"patience: expected seconds above 0, at most {_LONGEST_PATIENCE_S:.0f}, "
@@ -128,9 +140,9 @@ class Robot:
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut if selector is None else selector
-        self._selector = open_selector(self._selector_name, self.bundle.manifest)
+        self._halo = allow_halo
+        self._selector = self._open_selector(self._selector_name)
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
-        check_objective(self._objective)
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
         self._power = power
@@ -150,7 +162,9 @@ class Robot:
         self._preparer: Optional[Preparer] = None
         try:
             self._table = wire_table(table_for(self.program))
-            self._preparer = Preparer(self.bundle.manifest, self._table, self._power)
+            self._preparer = Preparer(
+                self.bundle.manifest, self._table, self._power, least_halo=allow_halo
+            )
             if address is not None:
                 self._connect(*address)
         except BaseException:
@@ -192,7 +206,7 @@ class Robot:
             EngineError: Something cannot be loaded here.
         """
         if is_plan_text(cut):
-            plan = parse_plan(cut, self.bundle.manifest)
+            plan = parse_allowed(cut, self.bundle.manifest, self._halo)
             return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
         index = self.bundle.manifest.cut(cut).index
         self.program.load_half(0, index)
@@ -227,7 +241,7 @@ class Robot:
             number, taken_s = next(self._numbers), time.monotonic()
             self._turns.reserve(number)
             return (
-                lambda: self._infer(number, taken_s, frame, cut, objective),
+                lambda: self._infer(number, taken_s, frame, cut, objective, in_flight),
                 lambda: self._turns.withdraw(number),
             )
 
@@ -270,10 +284,11 @@ class Robot:
         inputs: Mapping[str, Array],
         cut: Optional[str],
         objective: Objective,
+        in_flight: Optional[int] = None,
     ) -> Result:
         with self._turns.turn(number):
             begin = time.monotonic()
-            decision = self._decide(cut, objective)
+            decision = self._decide(cut, objective, in_flight)
             self._check_alone(decision.cut, decision.reason)
             course = self._stripes.course(decision, self.link, inputs)
             course.head()
@@ -321,12 +336,15 @@ class Robot:
     def _objective_of(self, deadline_s: Optional[float]) -> Objective:
         return self._objective if deadline_s is None else Objective("deadline", limit=deadline_s)
 
-    def _decide(self, cut: Optional[str], objective: Objective) -> Decision:
+    def _open_selector(self, name: str) -> Selector:
+        return open_selector(name, self.bundle.manifest, least_halo=self._halo)
+
+    def _decide(
+        self, cut: Optional[str], objective: Objective, in_flight: Optional[int]
+    ) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
-        selector: Selector = self._selector
-        if cut is not None:
-            selector = open_selector(cut, self.bundle.manifest)
-        situation = self._situation(objective)
+        selector = self._selector if cut is None else self._open_selector(cut)
+        situation = self._situation(objective, in_flight)
         decision = selector.decide(situation)
         if decision.plan is not None:
             why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
@@ -387,13 +405,20 @@ class Robot:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
         return wants_server(self._selector_name if cut is None else cut, self.bundle.manifest)
 
-    def _situation(self, objective: Objective) -> Situation:
+    def _situation(self, objective: Objective, in_flight: Optional[int]) -> Situation:
         link, plans, estimate = self.link, None, None
         if link is not None and link.up:
             assert self._preparer is not None
             plans = self._preparer.plans(link.server_table)
             estimate = link.estimator.estimate
-        return Situation(plans, estimate, self._queue_s, objective, self._constraints)
+        return Situation(
+            plans,
+            estimate,
+            self._queue_s,
+            objective,
+            self._constraints,
+            in_flight=in_flight,
+        )
 
     def _result(
         self,
@@ -444,6 +469,7 @@ class Robot:
             sending_s=course.sending_s,
             age_s=age_s,
             decision=decision,
+            lossy=answer is not None and is_lossy(decision.plan),
         )
 
     def _connect(self, host: str, port: int) -> None:

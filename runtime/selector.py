@@ -15,7 +15,7 @@ from calibration.predictor import Prediction
 from calibration.ranking import rank
 from engines.errors import ManifestError
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan
+from engines.stripe_plans import BoundedPlan, Plan, bounded_of
 from runtime.decision import (
     Decision,
     KnownLink,
@@ -35,6 +35,7 @@ __all__ = [
     "Situation",
     "SplitRT",
     "open_selector",
+    "parse_allowed",
     "plan_named",
     "selector_names",
     "wants_server",
@@ -71,6 +72,7 @@ class SplitRT:
             queue_s=situation.queue_s,
             constraints=situation.constraints,
             serial=situation.serial,
+            in_flight=situation.in_flight,
         )
         if found.best is None:
             return Decision(blind_cut(self._manifest), "nothing else is possible", None)
@@ -81,6 +83,7 @@ class SplitRT:
             goodput_bps=link.goodput_bps,
             rtt_s=link.rtt_s,
             queue_s=situation.queue_s,
+            in_flight=situation.in_flight,
         )
         return Decision(choice.cut, found.rule, prediction, choice.plan)
 
@@ -125,6 +128,7 @@ class Fixed:
                 goodput_bps=goodput,
                 rtt_s=0.0 if link is None else link.rtt_s,
                 queue_s=situation.queue_s,
+                in_flight=situation.in_flight,
             )
         return Decision(self._cut, "named by the user", prediction, self._plan)
 
@@ -160,12 +164,15 @@ def selector_names(*, replay: bool = False) -> "tuple[str, ...]":
     return tuple(n for n in SELECTORS if n != "auto" and (replay or n not in _REPLAY_ONLY))
 
 
-def open_selector(name: str, manifest: Manifest, *, replay: bool = False) -> Selector:
+def open_selector(
+    name: str, manifest: Manifest, *, least_halo: Optional[int] = None, replay: bool = False
+) -> Selector:
     """Return the selector called ``name``, or the one that always takes that cut or plan.
 
     Args:
         name: Its name; the id of a cut, or a plan, with or without ``fixed:`` before it.
         manifest: The bundle's manifest.
+        least_halo: Fewest rows of halo of lossy plans; none where they are not allowed.
         replay: Whether a recorded run is replayed: only there is the future known.
 
     Raises:
@@ -182,9 +189,31 @@ def open_selector(name: str, manifest: Manifest, *, replay: bool = False) -> Sel
         return factory(manifest)
     named = _named(name)
     if is_plan_text(named):
-        plan = parse_plan(named, manifest)
+        plan = parse_allowed(named, manifest, least_halo)
         return Fixed(manifest, plan.cut, plan)
     return Fixed(manifest, _usable(manifest, manifest.cut(named).index))
+
+
+def parse_allowed(text: str, manifest: Manifest, least_halo: Optional[int]) -> Plan:
+    """Read a striped plan; a lossy one only if it is allowed.
+
+    Raises:
+        ManifestError: Not a plan of this bundle, or not allowed.
+    """
+    plan = parse_plan(text, manifest)
+    striping = manifest.striping
+    if isinstance(plan, BoundedPlan) and striping is not None:
+        if least_halo is None:
+            raise ManifestError(
+                f"plan {text!r} is lossy: expected leave for it, given none; allow lossy plans of "
+                f"{plan.halo} rows of halo or more (--allow-lossy-halo {plan.halo})"
+            )
+        if not bounded_of(plan, striping).enough(least_halo):
+            raise ManifestError(
+                f"plan {text!r} is lossy: expected the {least_halo} rows of halo that are allowed "
+                f"or more, given {plan.halo}; take a plan with more, or allow fewer"
+            )
+    return plan
 
 
 def wants_server(name: str, manifest: Manifest) -> bool:

@@ -73,16 +73,23 @@ def times_of(table: Table, manifest: Manifest) -> Optional[SegmentTimes]:
 
 
 def prepare_plans(
-    manifest: Manifest, robot: Table, server: Table, *, power: StatePower = StatePower()
+    manifest: Manifest,
+    robot: Table,
+    server: Table,
+    *,
+    power: StatePower = StatePower(),
+    least_halo: Optional[int] = None,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
+
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power)
+    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo)
 
 
 class Preparer:
@@ -94,12 +101,21 @@ class Preparer:
         manifest: The bundle's manifest.
         robot: The robot's table.
         power: The robot's power by state.
+        least_halo: See :func:`prepare_plans`.
     """
 
-    def __init__(self, manifest: Manifest, robot: Table, power: StatePower) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        robot: Table,
+        power: StatePower,
+        *,
+        least_halo: Optional[int] = None,
+    ) -> None:
         self._manifest = manifest
         self._robot = robot
         self._power = power
+        self._least_halo = least_halo
         self._lock = threading.Lock()
         self._server: Optional[Table] = None
         self._plans: Optional[PreparedPlans] = None
@@ -131,7 +147,13 @@ class Preparer:
             return
         plans: Optional[PreparedPlans] = None
         try:
-            plans = prepare_plans(self._manifest, self._robot, server, power=self._power)
+            plans = prepare_plans(
+                self._manifest,
+                self._robot,
+                server,
+                power=self._power,
+                least_halo=self._least_halo,
+            )
         finally:
             with self._lock:
                 self._server, self._plans, self._thread = server, plans, None

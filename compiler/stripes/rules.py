@@ -79,7 +79,7 @@ class Rule:
         emit: Gives the nodes of a form.
         ends: Row of the input behind the last that the output up to this row needs, where the
             node must be given no more than that; none where surplus rows do no harm.
-        least_rows: Fewest rows of the input with which the first stripe can begin.
+        least_rows: Fewest rows of the input with which a form that pads can begin.
     """
 
     axis: int
@@ -667,7 +667,7 @@ def _pad(node: NodeProto, rows: Mapping[str, RowAxis], facts: Facts) -> Rule:
         lambda e: e + above,
         lambda row: row - above - back,
         emit,
-        least_rows=above + 1 if mode == "reflect" else 1,
+        least_rows=max(above, below) + 1 if mode == "reflect" else 1,
     )
 
 

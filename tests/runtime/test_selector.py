@@ -169,6 +169,27 @@ def test_names_that_leave_a_part_to_the_server() -> None:
         assert not wants_server(name, STRIPED)
 
 
+@pytest.mark.parametrize("objective", ["latency", "energy", "rate"])
+def test_what_is_best_on_a_certain_link_is_the_predictors_best(objective: str) -> None:
+    for goodput_bps in (1e5, 1e6, 1e7, 1e9):
+        situation = Situation(PLANS, KnownLink(goodput_bps, 0.01), 0.0, parse_objective(objective))
+        decision = _auto(situation)
+        best = PLANS.best(goodput_bps, 0.01, objective=objective)
+        assert (decision.cut, decision.prediction) == (best.cut, best)
+        assert decision.reason.endswith(f"predicted {objective}")
+
+
+def test_the_rate_counts_what_may_be_under_way() -> None:
+    rate, link = parse_objective("rate"), KnownLink(2e7, 0.001)
+    one = _auto(Situation(PLANS, link, 0.0, rate, in_flight=1)).prediction
+    many = _auto(Situation(PLANS, link, 0.0, rate, in_flight=8)).prediction
+    assert one is not None
+    assert many is not None
+    assert one.rate_hz == pytest.approx(1 / one.latency_s)
+    assert many.rate_hz > 1.1 * one.rate_hz
+    assert many.rate_hz == pytest.approx(1 / max(many.robot_s, many.link_s - 0.001, many.server_s))
+
+
 # -- names, objectives, the oracle -------------------------------------------------------------
 
 
