@@ -61,11 +61,11 @@ class LiveTable:
         table = Table("seq", "ms", "choice", "by", "robot", "link", "server", "Mbps", "J", "why")
         table.title, table.title_justify = self._title, "left"
         for record in tuple(self._newest):
-            goodput = record["goodput_mbps"]
+            goodput, lossy = record["goodput_mbps"], " LOSSY" if record["lossy"] else ""
             table.add_row(
                 str(record["seq"]),
                 f"{record['latency_ms']:.2f}",
-                f"{record['mode']} {record['plan'] or record['cut']}",
+                f"{record['mode']}{lossy} {record['plan'] or record['cut']}",
                 record["answered_by"],
                 f"{record['robot_ms']:.2f}",
                 f"{record['link_ms']:.2f}",
