@@ -137,6 +137,7 @@ def explain(situation: Situation) -> Explanation:
             goodput_bps=mean_bps,
             rtt_s=link.rtt_s,
             queue_s=situation.queue_s,
+            coding=choice.coding,
         )
         chosen = place == found.best
         reason = why_not[place] or _reason(found, place, situation.objective)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
@@ -41,7 +41,9 @@ class Result:
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
         decision: What was decided, in which situation, and why.
-        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
+        lossy: Whether the outputs may differ from the model's: by a bounded division or a lossy
+            codec.
+        codecs: Names of the codecs by tensor, of those that had not their default one.
     """
 
     outputs: Dict[str, Array]
@@ -66,6 +68,7 @@ class Result:
     age_s: float = 0.0
     decision: Optional[Decision] = None
     lossy: bool = False
+    codecs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -105,6 +108,7 @@ class Result:
             "objective": None if situation is None else str(situation.objective),
             "predicted_hz": None if not rate_hz or math.isinf(rate_hz) else round(rate_hz, 3),
             "lossy": self.lossy,
+            "codecs": dict(self.codecs),
         }
 
 

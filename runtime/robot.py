@@ -26,6 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
+import msgspec
+
+from calibration.codings import Coding, Codings, is_lossy_coding
 from calibration.energy import StatePower
 from calibration.objectives import (
     LATENCY,
@@ -44,6 +47,7 @@ from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import is_lossy
 from engines.tensors import Array
+from runtime.codec_policy import open_policy
 from runtime.courses import Course
 from runtime.inflight import Frames
 from runtime.link import Link
@@ -105,10 +109,15 @@ class Robot:
         constraints: What an inference may not do.
         allow_halo: Fewest rows of halo of the lossy plans that may be used
             (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
+        codec: What tensors are coded by on the link: ``auto`` for the best as measured, ``none``
+            for the default codecs, or a codec's name.
+        allow_lossy: Largest measured error at a cut of the lossy codecs that may be used there
+            (``calibration.quality``); none to use no lossy codec.
 
     Raises:
         BundleError: The bundle cannot be opened.
         EngineError: It cannot be loaded on the backend.
+        CodecError: No such codec, or a lossy one that is not allowed.
         ConnectError: The server has another bundle.
         RemoteProtocolError: What answers there is not a SplitRT server.
             (A server that cannot be reached is no error: the robot works alone and goes on
@@ -129,6 +138,8 @@ class Robot:
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
         allow_halo: Optional[int] = None,
+        codec: str = "auto",
+        allow_lossy: Optional[float] = None,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
             raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
@@ -140,6 +151,7 @@ class Robot:
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut if selector is None else selector
+        self._policy = open_policy(codec, self.bundle, allow_lossy)
         self._halo = allow_halo
         self._selector = self._open_selector(self._selector_name)
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
@@ -163,7 +175,11 @@ class Robot:
         try:
             self._table = wire_table(table_for(self.program))
             self._preparer = Preparer(
-                self.bundle.manifest, self._table, self._power, least_halo=allow_halo
+                self.bundle.manifest,
+                self._table,
+                self._power,
+                least_halo=allow_halo,
+                policy=self._policy,
             )
             if address is not None:
                 self._connect(*address)
@@ -350,7 +366,17 @@ class Robot:
             why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
             if why_not:
                 decision = self._without_plan(selector, decision, situation, why_not)
+        if decision.prediction is None and self._policy.name not in ("auto", "none"):
+            decision = replace(decision, coding=self._named_coding(decision))
         return replace(decision, situation=situation)
+
+    def _named_coding(self, decision: Decision) -> Coding:
+        """Return the codec that was asked for, where nothing is predicted yet."""
+        server = None if self.link is None else self.link.server_table
+        offer = None if server is None else self._policy.offer(self._table, server)
+        if offer is None:
+            return ()
+        return Codings(self.bundle.manifest, offer).proposals(decision.cut, decision.plan)[0]
 
     def _without_plan(
         self, selector: Selector, decision: Decision, situation: Situation, why_not: str
@@ -447,6 +473,7 @@ class Robot:
             link_s = max(course.sending_s, receive_s)
             idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimator.estimate
+        codecs = decision.codecs if course.stripes else {}
         return Result(
             outputs=outputs,
             seq=number,
@@ -469,7 +496,9 @@ class Robot:
             sending_s=course.sending_s,
             age_s=age_s,
             decision=decision,
-            lossy=answer is not None and is_lossy(decision.plan),
+            lossy=answer is not None
+            and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
+            codecs=codecs,
         )
 
     def _connect(self, host: str, port: int) -> None:
@@ -478,7 +507,7 @@ class Robot:
             port,
             manifest=self.bundle.manifest,
             digest=self.bundle.digest,
-            table=self._table,
+            table=msgspec.structs.replace(self._table, codecs=()),  # the server does not choose
         )
         if not link.wait_settled(_CONNECT_S):
             fatal = link.fatal

@@ -120,10 +120,11 @@ class StripedRequest:
             raise RemoteProtocolError(f"{what}: expected stripe {due} by its plan")
         return sent(self._plan, self._manifest, due)
 
-    def received(self, receive_s: float) -> None:
-        """Note that the message that was expected has been read."""
+    def received(self, receive_s: float, decoding_s: float = 0.0) -> None:
+        """Note that the message that was expected has been read and decoded."""
         self._received += 1
         self._times[0] += receive_s
+        self._times[2] += decoding_s
 
     def settle(
         self, outputs: Optional[Dict[str, Array]], error: Optional[SplitError] = None
