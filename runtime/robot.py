@@ -42,6 +42,7 @@ from calibration.plan_text import is_plan_text, plan_text
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
+from engines.codecs import preload_codecs
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
@@ -182,6 +183,8 @@ class Robot:
                 policy=self._policy,
             )
             if address is not None:
+                if self._table.codecs or self._policy.name != "auto":
+                    preload_codecs()
                 self._connect(*address)
         except BaseException:
             self.close()

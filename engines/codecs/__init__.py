@@ -15,6 +15,8 @@ import importlib.util
 from functools import lru_cache
 from typing import Any, Dict, Tuple
 
+import numpy as np
+
 from engines.codecs.base import Codec
 from engines.errors import CodecError
 from engines.tensors import TensorSpec
@@ -29,6 +31,7 @@ __all__ = [
     "codec_names_here",
     "default_codec",
     "open_codec",
+    "preload_codecs",
 ]
 
 CODECS: Dict[int, Tuple[str, str]] = {
@@ -125,6 +128,15 @@ def codec_names_here() -> Tuple[str, ...]:
     """Return those of :data:`CANDIDATES` whose libraries are installed here."""
     here = {CODECS[wire_id][0] for wire_id in codec_ids_here()}
     return tuple(name for name in CANDIDATES if name.partition(":")[0] in here)
+
+
+def preload_codecs() -> None:
+    """Import what codecs need now: the first inference is not to wait for it."""
+    array = np.zeros((2, 2, 3), np.uint8)
+    for name in codec_names_here():
+        codec, spec = open_codec(name), TensorSpec("", "uint8", array.shape)
+        if codec.applies(spec):
+            codec.encode(array, np.empty(codec.max_encoded_bytes(spec), np.uint8).data)
 
 
 def default_codec(spec: TensorSpec) -> Codec:

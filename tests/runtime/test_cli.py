@@ -106,7 +106,7 @@ class TestInfer:
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
                 "age_ms", "prediction_error", "objective",
-                "predicted_hz", "lossy",
+                "predicted_hz", "lossy", "codecs",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
