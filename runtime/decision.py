@@ -162,11 +162,12 @@ def mode_at(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
     return "split" if manifest.cuts[cut].robot_segments else "frame"
 
 
-def decision_text(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
-    """Name what is decided on: its mode, and its cut or plan as ``--cut`` takes it."""
+def decision_text(manifest: Manifest, cut: int, plan: Optional[Plan], coding: Coding = ()) -> str:
+    """Name what is decided on: its mode, its cut or plan as ``--cut`` takes it, its codecs."""
     mode = mode_at(manifest, cut, plan)
+    codecs = sorted({codec for _, codec in coding})
+    coded = f", {' and '.join(codecs)}" if codecs else ""
     if plan is not None:
-        return f"{MODE_NAMES[mode]} {plan_text(plan, manifest)}"
-    return (
-        f"{MODE_NAMES[mode]} at {manifest.cuts[cut].id}" if mode == "split" else MODE_NAMES[mode]
-    )
+        return f"{MODE_NAMES[mode]} {plan_text(plan, manifest)}{coded}"
+    at = f" at {manifest.cuts[cut].id}" if mode == "split" else ""
+    return f"{MODE_NAMES[mode]}{at}{coded}"

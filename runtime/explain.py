@@ -144,7 +144,7 @@ def explain(situation: Situation) -> Explanation:
         if situation.serial and choice.plan is not None:
             reason = "no plan can be carried out now"
         candidate = Candidate(
-            name=decision_text(plans.manifest, choice.cut, choice.plan),
+            name=decision_text(plans.manifest, choice.cut, choice.plan, choice.coding),
             latency_s=float(found.latencies_s[place]),
             energy_j=float(found.energies_j[place]),
             predicted=predicted,
@@ -194,7 +194,9 @@ def _others(plans: PreparedPlans, situation: Situation) -> Dict[str, str]:
         except ManifestError:
             continue
         decision = selector.decide(situation)
-        found[name] = decision_text(plans.manifest, decision.cut, decision.plan)
+        found[name] = decision_text(
+            plans.manifest, decision.cut, decision.plan, tuple(decision.codecs.items())
+        )
     return found
 
 

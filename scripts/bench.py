@@ -27,6 +27,7 @@ PARTS = {
     "decide": "benches.decide",
     "search": "benches.search",
     "vgg19": "benches.vgg19",
+    "codecs": "benches.codecs",
 }
 """Name of a part -> module with ``run() -> list[Row]``."""
 

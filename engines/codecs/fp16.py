@@ -16,6 +16,9 @@ __all__ = ["Fp16Codec"]
 
 _HALF = np.dtype("<f2")
 
+_BLOCK = 1 << 16
+"""Elements worked on at a time: they stay in the cache."""
+
 
 class Fp16Codec:
     """Rounds to half precision."""
@@ -44,11 +47,13 @@ class Fp16Codec:
         view = scratch[:size]
         halves = np.frombuffer(view, _HALF)
         flat = array.reshape(-1)
-        with np.errstate(over="ignore"):
-            halves[:] = flat
-        beyond = np.isinf(halves)
-        if beyond.any() and np.isfinite(flat[beyond]).any():
-            raise CodecError("fp16: expected values up to 65504, given larger ones")
+        for at in range(0, flat.size, _BLOCK):
+            part, given = halves[at : at + _BLOCK], flat[at : at + _BLOCK]
+            with np.errstate(over="ignore"):
+                part[:] = given
+            beyond = np.isinf(part)
+            if beyond.any() and np.isfinite(given[beyond]).any():
+                raise CodecError("fp16: expected values up to 65504, given larger ones")
         return view
 
     def decode(self, payload: memoryview, out: Array) -> None:
