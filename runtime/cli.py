@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import signal
 import sys
@@ -30,7 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from calibration.energy import StatePower, parse_power
+from calibration.energy import parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
@@ -53,6 +52,7 @@ from runtime.infer_output import (
     summary_line,
     write_record,
 )
+from runtime.power.cli import fit_device_power, power_record, print_power
 from runtime.robot import MAX_IN_FLIGHT, Result, Robot
 from runtime.server import Server
 from runtime.sources import Sample, open_source
@@ -116,8 +116,17 @@ def serve(
 @main.command()
 @click.argument("bundle")
 @click.option("--server", metavar="HOST:PORT", help="Where the server is; none: robot alone.")
-@click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
-@click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
+@click.option(
+    "--source",
+    required=True,
+    help="Image, folder, video, FILE.npz, random:N, or a camera: v4l2:///dev/video0, csi://0, "
+    "gst:PIPELINE.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    help="Inferences; default: the source, once; a camera: until Ctrl-C.",
+)
 @click.option(
     "--cut",
     default="auto",
@@ -132,7 +141,17 @@ def serve(
 @click.option(
     "--labels", type=click.Path(), help="Names, one a line: show that of the largest output."
 )
-@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--power",
+    default="",
+    metavar="compute=W,comm=W,idle=W",
+    help="Robot's power, for the modelled energy; default: as `runtime profile` fitted it.",
+)
+@click.option(
+    "--sensor/--no-sensor",
+    default=True,
+    help="Measure energy where this device has a power sensor.  [default: sensor]",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
@@ -160,6 +179,7 @@ def infer(
     save: Optional[str],
     labels: Optional[str],
     power: str,
+    sensor: bool,
     patience: Optional[float],
     in_flight: int,
     backend: str,
@@ -169,11 +189,11 @@ def infer(
     """Run inferences, one JSON object a line and a summary last (--out, --json)."""
     names = read_labels(labels)
     opened = Bundle.open(bundle)
-    samples = open_source(source, opened.manifest)
     folder = None if save is None else Path(save)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        samples = stack.enter_context(open_source(source, opened.manifest))
         sinks: List[TextIO] = [sys.stdout] if as_json else []
         if out is not None:
             sinks.append(stack.enter_context(open(out, "w", encoding="utf-8")))
@@ -184,8 +204,9 @@ def infer(
                 cut=cut,
                 backend=backend,
                 threads=threads,
-                power=parse_power(power) if power else StatePower(),
+                power=parse_power(power) if power else None,
                 patience_s=patience,
+                measure_energy=sensor,
             )
         )
         if server is not None and is_plan_text(cut):
@@ -193,8 +214,7 @@ def infer(
         summary = Summary()
         began_s = time.monotonic()
         try:
-            wanted = itertools.islice(samples.samples, count or samples.size)
-            for name, result in _results(robot, wanted, in_flight):
+            for name, result in _results(robot, samples.take(count), in_flight):
                 if isinstance(result, UnansweredError):
                     summary.failures += 1
                     write_record(sinks, {"error": str(result), "source": name})
@@ -213,34 +233,49 @@ def infer(
             summary.failures += 1
             raise
         finally:
+            summary.dropped, summary.unreadable = samples.dropped, samples.unreadable
             told = summary.record(elapsed_s=time.monotonic() - began_s)
             write_record(sinks, {"summary": told})
             if not as_json:
                 click.echo(summary_line(told))
-    sys.exit(1 if summary.failures else 0)
+    sys.exit(1 if summary.failures or summary.unreadable else 0)
 
 
 @main.command()
 @click.argument("bundle")
 @click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
+@click.option(
+    "--energy-of",
+    type=click.Path(dir_okay=False),
+    metavar="RUN.jsonl",
+    help="Measured inferences of `runtime infer --out`: fit the power of communicating, too.",
+)
 @_backend
 @_threads
 @_json
 @command_options
 def profile(
-    bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
+    bundle: str,
+    runs: int,
+    warmup: int,
+    energy_of: Optional[str],
+    backend: str,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Measure how long each segment takes on this device and keep it beside the bundle.
 
     The likely halves are measured both as chains of segments and fused; only those that save over
-    3% are run fused from then on.
+    3% are run fused from then on. Where there is a power sensor, the power of computing and of
+    idling is measured and kept, too.
     """
     with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
         table = measure_latency(
             program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
         )
         path = store_table(program.bundle, table)
+        power = fit_device_power(program, energy_of)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
         {
@@ -265,6 +300,7 @@ def profile(
                 "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
                 "halves": half_records(manifest, table),
                 "file": str(path),
+                "power": power_record(power),
             }
         )
         return
@@ -279,6 +315,7 @@ def profile(
         )
     Console().print(shown)
     print_halves(manifest, table)
+    print_power(power)
     click.echo(
         f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
         f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"

@@ -50,7 +50,7 @@ def result_line(record: Dict[str, Any]) -> str:
         f"{record['plan'] or record['cut']} {record['answered_by']:8}  "
         f"robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
         f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
-        f"{record['energy_j']:.3f} J  {record['source']}{label}"
+        f"{record['energy_j']:.3f} J {record['energy_source']}  {record['source']}{label}"
     )
 
 
@@ -59,9 +59,12 @@ def summary_line(summary: Dict[str, Any]) -> str:
     who = ", ".join(f"{count} {name}" for name, count in summary["answered_by"].items())
     if not summary["count"]:
         return "no inference was run"
+    lost = f"; {summary['dropped']} frames dropped" if summary["dropped"] else ""
+    if summary["unreadable"]:
+        lost += f"; {summary['unreadable']} files unreadable"
     return (
         f"{summary['count']} inferences ({who}), {summary['failures']} failed; latency p50 "
         f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
-        f"mean energy {summary['mean_energy_j']:.3f} J (modelled); {summary['rate_hz']:.2f} a "
-        f"second, age p50 {summary['age_p50_ms']:.2f} ms"
+        f"mean energy {summary['mean_energy_j']:.3f} J ({summary['energy_source']}); "
+        f"{summary['rate_hz']:.2f} a second, age p50 {summary['age_p50_ms']:.2f} ms{lost}"
     )

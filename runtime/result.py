@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
+from runtime.power.sensor import Energy
 
 __all__ = ["Result"]
 
@@ -31,13 +32,16 @@ class Result:
         bytes_up: Sent for this inference.
         bytes_down: Received for it.
         goodput_bps: The link's estimated goodput afterwards; none while unknown.
-        energy_j: Modelled energy on the robot.
+        energy_j: Energy on the robot: measured, where a sensor is there; else modelled.
         predicted: What the selector expected; none where it could not tell.
         mode: One of ``calibration.predictor.MODES``.
         plan: How it was striped, as ``calibration.plan_text`` writes it; empty where it was not.
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
+        energy_source: ``measured`` or ``modelled``.
+        energy_modelled_j: The modelled energy in any case; none where nobody modelled it.
+        energy_uncertainty_j: Bound on what sampling hides of a measured energy.
     """
 
     outputs: Dict[str, Array]
@@ -60,6 +64,21 @@ class Result:
     stripes: int = 1
     sending_s: float = 0.0
     age_s: float = 0.0
+    energy_source: str = "modelled"
+    energy_modelled_j: Optional[float] = None
+    energy_uncertainty_j: Optional[float] = None
+
+    def measured(self, energy: Optional[Energy]) -> Result:
+        """Return it with what a sensor measured; as it is where nothing was measured."""
+        if energy is None:
+            return self
+        return replace(
+            self,
+            energy_j=energy.joules,
+            energy_source="measured",
+            energy_modelled_j=self.energy_j,
+            energy_uncertainty_j=energy.uncertainty_j,
+        )
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -73,6 +92,8 @@ class Result:
         goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
         error = self.prediction_error
+        modelled = self.energy_j if self.energy_modelled_j is None else self.energy_modelled_j
+        bound = self.energy_uncertainty_j
         return {
             "seq": self.seq,
             "latency_ms": _ms(self.latency_s),
@@ -94,6 +115,9 @@ class Result:
             "sending_ms": _ms(self.sending_s),
             "age_ms": _ms(self.age_s),
             "prediction_error": None if error is None else round(error, 4),
+            "energy_source": self.energy_source,
+            "energy_modelled_j": round(modelled, 6),
+            "energy_uncertainty_j": None if bound is None else round(bound, 6),
         }
 
 

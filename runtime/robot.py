@@ -27,6 +27,7 @@ from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Unio
 
 from calibration.energy import StatePower
 from calibration.plan_text import is_plan_text, parse_plan, plan_text
+from calibration.power_fit import load_power
 from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
@@ -36,8 +37,11 @@ from engines.manifest import Manifest
 from engines.program import Program
 from engines.tensors import Array
 from runtime.courses import Course
+from runtime.frames import taken_of
 from runtime.inflight import Frames
 from runtime.link import Link
+from runtime.power.find import sensor_for
+from runtime.power.meter import EnergyMeter, Measurement
 from runtime.requests import Answer
 from runtime.result import Result
 from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
@@ -82,9 +86,11 @@ class Robot:
             (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
-        power: The robot's power by state, for the modelled energy.
+        power: The robot's power by state, for the modelled energy; by default what was fitted on
+            this device (``runtime profile``), else that of a Jetson Xavier NX robot.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
+        measure_energy: Whether to use the device's power sensor, where it has one.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -103,8 +109,9 @@ class Robot:
         cut: str = "auto",
         backend: str = "ort",
         threads: int = 0,
-        power: StatePower = StatePower(),
+        power: Optional[StatePower] = None,
         patience_s: Optional[float] = None,
+        measure_energy: bool = True,
     ) -> None:
         if patience_s is not None and not 0 < patience_s <= _LONGEST_PATIENCE_S:
             raise SplitError(
@@ -115,7 +122,6 @@ class Robot:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut
         self._selector = open_selector(cut, self.bundle.manifest)
-        self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -130,7 +136,10 @@ class Robot:
         self._stripes = Stripes(self.program)
         self._turns = Turns()
         self.link: Optional[Link] = None
+        self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
+            fitted = load_power(self.bundle, self.program.backend.fingerprint())
+            self._power = power or (fitted.power if fitted is not None else StatePower())
             self._table = wire_table(table_for(self.program))
             if address is not None:
                 self._connect(*address)
@@ -151,6 +160,7 @@ class Robot:
         """End the link and free the engines; safe to call again."""
         if self.link is not None:
             self.link.close()
+        self.meter.close()
         self._stripes.close()
         self.program.close()
 
@@ -200,7 +210,7 @@ class Robot:
             raise SplitError(f"in flight: expected 1 to {MAX_IN_FLIGHT} frames, given {in_flight}")
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
-            number, taken_s = next(self._numbers), time.monotonic()
+            number, taken_s = next(self._numbers), taken_of(frame)
             self._turns.reserve(number)
             return (
                 lambda: self._infer(number, taken_s, frame, cut),
@@ -226,7 +236,7 @@ class Robot:
             UnansweredError: They can where the bundle was compiled for a robot whose memory does
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut)
+        return self._infer(next(self._numbers), taken_of(inputs), inputs, cut)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -237,7 +247,20 @@ class Robot:
         inputs: Mapping[str, Array],
         cut: Optional[str],
     ) -> Result:
+        with self.meter.measure(begin=False) as measured:
+            result = self._run(number, taken_s, inputs, cut, measured)
+        return result.measured(measured.energy)
+
+    def _run(
+        self,
+        number: int,
+        taken_s: float,
+        inputs: Mapping[str, Array],
+        cut: Optional[str],
+        measured: Measurement,
+    ) -> Result:
         with self._turns.turn(number):
+            measured.begin()
             begin = time.monotonic()
             decision = self._decide(cut)
             self._check_alone(decision.cut, decision.reason)
