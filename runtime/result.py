@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
+from runtime.decision import Decision
 from runtime.power.sensor import Energy
 
 __all__ = ["Result"]
@@ -39,6 +41,8 @@ class Result:
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
+        decision: What was decided, in which situation, and why.
+        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
         energy_source: ``measured`` or ``modelled``.
         energy_modelled_j: The modelled energy in any case; none where nobody modelled it.
         energy_uncertainty_j: Bound on what sampling hides of a measured energy.
@@ -64,6 +68,8 @@ class Result:
     stripes: int = 1
     sending_s: float = 0.0
     age_s: float = 0.0
+    decision: Optional[Decision] = None
+    lossy: bool = False
     energy_source: str = "modelled"
     energy_modelled_j: Optional[float] = None
     energy_uncertainty_j: Optional[float] = None
@@ -81,6 +87,11 @@ class Result:
         )
 
     @property
+    def modelled_j(self) -> float:
+        """The modelled energy, whether or not there is a measured one."""
+        return self.energy_j if self.energy_modelled_j is None else self.energy_modelled_j
+
+    @property
     def prediction_error(self) -> Optional[float]:
         """Measured over predicted latency, less 1; none where it was not predicted."""
         if self.predicted is None or not self.predicted.latency_s > 0:
@@ -91,9 +102,10 @@ class Result:
         """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
         goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
+        rate_hz = None if self.predicted is None else self.predicted.rate_hz
         error = self.prediction_error
-        modelled = self.energy_j if self.energy_modelled_j is None else self.energy_modelled_j
         bound = self.energy_uncertainty_j
+        situation = None if self.decision is None else self.decision.situation
         return {
             "seq": self.seq,
             "latency_ms": _ms(self.latency_s),
@@ -115,8 +127,11 @@ class Result:
             "sending_ms": _ms(self.sending_s),
             "age_ms": _ms(self.age_s),
             "prediction_error": None if error is None else round(error, 4),
+            "objective": None if situation is None else str(situation.objective),
+            "predicted_hz": None if not rate_hz or math.isinf(rate_hz) else round(rate_hz, 3),
+            "lossy": self.lossy,
             "energy_source": self.energy_source,
-            "energy_modelled_j": round(modelled, 6),
+            "energy_modelled_j": round(self.modelled_j, 6),
             "energy_uncertainty_j": None if bound is None else round(bound, 6),
         }
 

@@ -28,6 +28,7 @@ class Summary:
         self._age_ms: List[float] = []
         self._answered_by: "Counter[str]" = Counter()
         self.failures = 0
+        self.lossy = 0
         self.dropped = 0
         self.unreadable = 0
 
@@ -38,6 +39,7 @@ class Summary:
         self._energy_j.append(result.energy_j)
         self._energy_source[result.energy_source] += 1
         self._answered_by[result.answered_by] += 1
+        self.lossy += result.lossy
 
     def record(self, *, elapsed_s: Optional[float] = None) -> Dict[str, Any]:
         """Return count, failures, who answered, latency and age (ms), mean energy (J), rate.
@@ -52,6 +54,7 @@ class Summary:
         record: Dict[str, Any] = {
             "count": len(latency),
             "failures": self.failures,
+            "lossy": self.lossy,
             "answered_by": dict(sorted(self._answered_by.items())),
         }
         for quantile in (50, 95, 99):

@@ -40,6 +40,7 @@ def test_counts_quantiles_and_mean() -> None:
     assert record == {
         "count": 100,
         "failures": 0,
+        "lossy": 0,
         "answered_by": {"fallback": 10, "remote": 90},
         "p50_ms": 50.5,
         "p95_ms": 95.05,
