@@ -18,10 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-__all__ = ["BURST", "ShapedLink", "delete_namespaces", "shaped_link", "steps_of"]
+__all__ = ["BURST", "PAYLOAD_SHARE", "ShapedLink", "delete_namespaces", "shaped_link", "steps_of"]
 
 BURST = "10kb"
 """Token bucket depth. A deeper one would let whole frames through for free."""
+
+PAYLOAD_SHARE = 1448 / 1514
+"""Payload of a full TCP segment by its size on Ethernet, as the token bucket counts it."""
 
 QUEUE_BYTES = 4_000_000
 """Longest queue of a station: a few frames, so that none drops and TCP never backs off."""
