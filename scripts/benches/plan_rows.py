@@ -169,22 +169,30 @@ def plan_rows(
     return rows
 
 
-def gain_row(name: str, workload: str, records: dict[str, list[dict[str, Any]]]) -> Row:
-    """Compare ``auto`` with the better of the robot alone and the coded frame."""
-    alone, frame, auto = (
-        _median(records[text], "latency_ms") for text in ("local", "offload", "auto")
+def gain_row(
+    name: str,
+    workload: str,
+    records: dict[str, list[dict[str, Any]]],
+    *,
+    text: str = "auto",
+    most: float = WORST_AUTO,
+) -> Row:
+    """Compare a plan with the better of the robot alone and the coded frame."""
+    alone, frame, value = (
+        _median(records[plan], "latency_ms") for plan in ("local", "offload", text)
     )
     rival = min(alone, frame)
     which = "robot alone" if alone <= frame else "coded frame"
+    ratio = value / rival
     return Row(
         name,
-        f"{workload}: auto {100 * (auto / rival - 1):+.1f}%",
-        auto,
+        f"{workload}: {text} {100 * (ratio - 1):+.1f}%",
+        value,
         "ms",
         f"{which} {rival:.2f} ms",
-        auto / rival,
-        f"at most {WORST_AUTO}",
-        auto / rival <= WORST_AUTO,
+        ratio,
+        f"at most {most}",
+        ratio <= most,
     )
 
 
