@@ -26,6 +26,7 @@ PARTS = {
     "compile": "benches.compiling",
     "search": "benches.search",
     "vgg19": "benches.vgg19",
+    "stripes": "benches.stripes",
     "replay": "benches.replay",
 }
 """Name of a part -> module with ``run() -> list[Row]``."""

@@ -17,7 +17,7 @@ from calibration.plan_text import plan_text
 from calibration.predictor import MODES, Prediction
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes, estimated_times
-from engines.backend import open_backend
+from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 
 __all__ = ["Wanted", "chosen", "gain_row", "plan_rows", "prepared", "run_plans", "times_of"]
@@ -47,17 +47,21 @@ class Wanted:
     predicted: Prediction | None
 
 
-def times_of(bundle: Bundle, backend: str) -> SegmentTimes:
+def times_of(bundle: Bundle, backend: str, *, threads: int = 0) -> SegmentTimes:
     """Return what a station's latency table says, for a bundle that it has been measured on."""
-    table = load_table(bundle, open_backend(backend).fingerprint())
+    options = BackendOptions(threads=threads)
+    table = load_table(bundle, open_backend(backend, options).fingerprint())
     if table is None:
         raise RuntimeError(f"{bundle.folder}: no latency table of backend {backend}")
     return estimated_times(bundle.manifest, table.times())
 
 
-def prepared(robot: tuple[Bundle, str], server: tuple[Bundle, str]) -> PreparedPlans:
-    """Prepare all plans for two stations, each a bundle and a backend."""
-    return PreparedPlans(robot[0].manifest, times_of(*robot), times_of(*server))
+def prepared(
+    robot: tuple[Bundle, str], server: tuple[Bundle, str], *, threads: int = 0
+) -> PreparedPlans:
+    """Prepare all plans for two stations, each a bundle and a backend, and their threads."""
+    times = (times_of(*end, threads=threads) for end in (robot, server))
+    return PreparedPlans(robot[0].manifest, *times)
 
 
 def chosen(plans: PreparedPlans, bundle: Bundle, goodput_bps: float, rtt_s: float) -> list[Wanted]:
