@@ -43,11 +43,14 @@ def write_record(sinks: List[TextIO], record: Dict[str, Any]) -> None:
 
 
 def result_line(record: Dict[str, Any]) -> str:
-    """Return a result's record as a line for people."""
+    """Return a result's record as a line for people; in brackets, measured against predicted."""
     label = f"  {record['label']}" if "label" in record else ""
+    stripes = f" in {record['stripes']}" if record["stripes"] > 1 else ""
+    error = record["prediction_error"]
+    predicted = "" if error is None else f" ({100 * error:+.0f}%)"
     return (
-        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms  {record['mode']} "
-        f"{record['plan'] or record['cut']} {record['answered_by']:8}  "
+        f"{record['seq']:5d}  {record['latency_ms']:9.2f} ms{predicted}  "
+        f"{record['mode']}{stripes} {record['plan'] or record['cut']} {record['answered_by']:8}  "
         f"robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
         f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
         f"{record['energy_j']:.3f} J  {record['source']}{label}"
@@ -59,9 +62,11 @@ def summary_line(summary: Dict[str, Any]) -> str:
     who = ", ".join(f"{count} {name}" for name, count in summary["answered_by"].items())
     if not summary["count"]:
         return "no inference was run"
+    ratio = summary["ratio_p50"]
+    predicted = "" if ratio is None else f"; measured / predicted p50 {ratio:.3f}"
     return (
         f"{summary['count']} inferences ({who}), {summary['failures']} failed; latency p50 "
         f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
         f"mean energy {summary['mean_energy_j']:.3f} J (modelled); {summary['rate_hz']:.2f} a "
-        f"second, age p50 {summary['age_p50_ms']:.2f} ms"
+        f"second, age p50 {summary['age_p50_ms']:.2f} ms{predicted}"
     )

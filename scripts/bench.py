@@ -28,6 +28,8 @@ PARTS = {
     "vgg19": "benches.vgg19",
     "stripes": "benches.stripes",
     "replay": "benches.replay",
+    "rate": "benches.rate",
+    "robots": "benches.robots",
 }
 """Name of a part -> module with ``run() -> list[Row]``."""
 

@@ -10,6 +10,7 @@ backend, with stored inputs, and with every answer compared.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import signal
@@ -99,8 +100,8 @@ def infer(prefix: Sequence[str], job: Inferences) -> list[dict[str, Any]]:
     """Run a robot, and return what it says of each inference.
 
     Each record is that of ``Result.record`` with ``asked``, the plan that was asked for;
-    ``error``, the largest of the outputs relative to the largest value; and ``at_s``, when the
-    answer was there.
+    ``error``, the largest of the outputs relative to the largest value; ``digest`` of the outputs;
+    and ``at_s``, when the answer was there.
     """
     done = subprocess.run(
         [*prefix, *_HERE, "infer", _text(job)], stdout=subprocess.PIPE, text=True, check=True
@@ -188,12 +189,14 @@ def _warm_up(robot: Any, plans: Sequence[str], inputs: dict[str, np.ndarray]) ->
 
 
 def _tell(plan: str, result: Any, values: dict[str, np.ndarray]) -> None:
-    at_s, error = time.monotonic(), 0.0
+    at_s, error, digest = time.monotonic(), 0.0, hashlib.sha256()
     for name, given in result.outputs.items():
+        digest.update(np.ascontiguousarray(given).data)
         expected = values[name].astype(np.float64)
         largest = max(float(np.abs(expected).max()), 1e-30)
         error = max(error, float(np.abs(given - expected).max()) / largest)
-    print(json.dumps({**result.record(), "asked": plan, "error": error, "at_s": at_s}), flush=True)
+    told = {"asked": plan, "error": error, "digest": digest.hexdigest(), "at_s": at_s}
+    print(json.dumps({**result.record(), **told}), flush=True)
 
 
 if __name__ == "__main__":

@@ -8,39 +8,35 @@ measured first, in the same run and under the same slowing.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
-import numpy as np
-from benches.plan_rows import Wanted, chosen, gain_row, plan_rows, prepared, run_plans
+from benches.plan_rows import Wanted, chosen, gain_row, plan_rows
+from benches.real import (
+    COUNT,
+    LARGEST_ERROR,
+    measured_link,
+    robots_copy,
+    stations_on,
+    stored_values,
+    workload,
+)
 from benches.row import Row, medians
-from benches.stations import Station, profile
-from benches.workloads import BUILD, demo_bundle
-from link_check import check_link, trouble
+from benches.workloads import demo_bundle
 from record_activations import sample_inputs
-from shaped_link import PAYLOAD_SHARE, ShapedLink, shaped_link
-from slow_robot import SMALLEST_SHARE, slow_robot
-from workloads.bundles import compile_workload
+from shaped_link import PAYLOAD_SHARE
+from slow_robot import SMALLEST_SHARE
 
 from calibration.plan_text import plan_text
 from calibration.plans import even_plan
-from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
-from engines.errors import BundleError
 from engines.program import Program
 from engines.stripe_plans import StripePlan
 from engines.stripe_runs import HeadRun
 from engines.striped import StripedProgram
-
-COUNT = int(os.environ.get("SPLITRT_BENCH_COUNT", "20"))
-LARGEST_ERROR = 1e-4
-"""Of outputs, relative to the largest value: other kernels for other heights."""
 
 OVERHEAD = 1.12
 """Four stripes of a head against the head at once, computation only."""
@@ -68,20 +64,9 @@ class Case:
     published_ms: tuple[float, float, float]
 
 
-def _workload(name: str) -> Callable[[], Bundle]:
-    def made() -> Bundle:
-        path = BUILD / f"real-{name}.bundle"
-        try:
-            return Bundle.open(path)
-        except BundleError:
-            return compile_workload(name, path)
-
-    return made
-
-
 CASES = (
-    Case("vgg19_bn", _workload("vgg19_bn"), (94.9, 13.5, 4.9)),
-    Case("densenet121", _workload("densenet121"), (66.4, 13.5, 12.5)),
+    Case("vgg19_bn", workload("vgg19_bn"), (94.9, 13.5, 4.9)),
+    Case("densenet121", workload("densenet121"), (66.4, 13.5, 12.5)),
     Case("demo", demo_bundle, (66.4, 13.5, 12.5)),
 )
 """The demo's model was not published; it stands beside a robot like DenseNet121's."""
@@ -98,8 +83,8 @@ def run() -> list[Row]:
     rows: list[Row] = []
     for case in cases:
         bundle = case.bundle()
-        robot = _copy(bundle)
-        values = _values(bundle)
+        robot = robots_copy(bundle)
+        values = stored_values(bundle)
         rows += _as_published(case, robot, bundle, values)
         if case.name == BALANCED:
             rows += _overhead(bundle)
@@ -109,7 +94,7 @@ def run() -> list[Row]:
 
 def _as_published(case: Case, robot: Bundle, server: Bundle, values: Path) -> list[Row]:
     """Run every mode with times in the published proportions."""
-    with _stations(SMALLEST_SHARE, robot, server) as stations:
+    with stations_on(SMALLEST_SHARE, robot, server) as stations:
         plans = stations.plans
         last = len(server.manifest.cuts) - 1
         robot_s = plans.choices[last].work.busy_s("robot")
@@ -119,7 +104,7 @@ def _as_published(case: Case, robot: Bundle, server: Bundle, values: Path) -> li
             link_ms * (robot_s / robot_ms * server_s / server_ms) ** 0.5
         )  # equally far from both
         bits = plans.choices[0].work.bytes_up * 8
-        with _link(bits / link_s / PAYLOAD_SHARE) as (link, rtt_s):
+        with measured_link(bits / link_s / PAYLOAD_SHARE) as (link, rtt_s):
             print(
                 f"{case.name}: robot {robot_s * 1e3:.0f} ms ({stations.slowed}), link "
                 f"{link_s * 1e3:.0f} ms, server {server_s * 1e3:.0f} ms = "
@@ -178,11 +163,11 @@ def _balanced(robot: Bundle, server: Bundle, values: Path) -> list[Row]:
     """Compare a streamed head with the plain split of its cut, robot and link balanced."""
     manifest = server.manifest
     cut = next(c.index for c in manifest.cuts if c.bytes == BALANCED_CUT_BYTES)
-    with _stations(BALANCED_SHARE, robot, server) as stations:
+    with stations_on(BALANCED_SHARE, robot, server) as stations:
         plain = stations.plans.choices[cut]
         head_s, bits = plain.work.busy_s("robot"), plain.work.bytes_up * 8
         goodput_bps = bits / head_s
-        with _link(goodput_bps / PAYLOAD_SHARE) as (link, rtt_s):
+        with measured_link(goodput_bps / PAYLOAD_SHARE) as (link, rtt_s):
             streamed = min(
                 (c for c in stations.plans.choices if c.cut == cut and c.mode == "streamed-head"),
                 key=lambda choice: choice.latency_s(goodput_bps, rtt_s, 0.0),
@@ -211,84 +196,3 @@ def _balanced(robot: Bundle, server: Bundle, values: Path) -> list[Row]:
             ratio <= STREAMED,
         ),
     ]
-
-
-@dataclass(frozen=True)
-class _Stations:
-    """Both ends, measured.
-
-    Attributes:
-        robot: The robot's station.
-        server: The server's.
-        plans: Prepared for their tables.
-        slowed: How the robot is slowed, in words.
-        robot_prefix: Words before the robot's command.
-        server_prefix: Words before the server's.
-    """
-
-    robot: Station
-    server: Station
-    plans: PreparedPlans
-    slowed: str
-    robot_prefix: Sequence[str]
-    server_prefix: Sequence[str]
-
-    def run(
-        self, link: ShapedLink, values: Path, wanted: Sequence[Wanted]
-    ) -> dict[str, list[dict[str, Any]]]:
-        """Run plans in turns."""
-        return run_plans(
-            link,
-            self.robot,
-            self.server,
-            values,
-            wanted,
-            count=COUNT,
-            robot_prefix=self.robot_prefix,
-            server_prefix=self.server_prefix,
-        )
-
-
-@contextmanager
-def _stations(share: float, robot: Bundle, server: Bundle) -> Iterator[_Stations]:
-    """Slow the robot, pin both to a core each and measure their tables."""
-    with slow_robot(share) as slow:
-        cores = sorted(os.sched_getaffinity(0))
-        pins = [["taskset", "-c", str(core)] for core in (cores[0], cores[-1])]
-        prefixes = [*slow.prefix, *pins[0]], pins[1]
-        ends = [Station(bundle=str(bundle.folder)) for bundle in (robot, server)]
-        for prefix, end in zip(prefixes, ends, strict=True):
-            profile(prefix, end)
-        plans = prepared((robot, "ort"), (server, "ort"), threads=1)
-        yield _Stations(ends[0], ends[1], plans, slow.description, *prefixes)
-
-
-@contextmanager
-def _link(rate_bps: float) -> Iterator[tuple[ShapedLink, float]]:
-    """Shape a half-duplex link and measure it; gives its round trip too."""
-    with shaped_link(round(rate_bps / 1e6, 3), half_duplex=True) as link:
-        check = check_link(link)
-        print(f"{link.description}: {check} {trouble(check, link)}", file=sys.stderr)
-        yield link, check.rtt_ms * 1e-3
-
-
-def _copy(bundle: Bundle) -> Bundle:
-    """Return the robot's copy of a bundle: its device folder is its own."""
-    path = bundle.folder.with_name(f"robot-{bundle.folder.name}")
-    with suppress(BundleError):
-        copy = Bundle.open(path)
-        if copy.digest == bundle.digest:
-            return copy
-    shutil.rmtree(path, ignore_errors=True)
-    shutil.copytree(bundle.folder, path)
-    return Bundle.open(path)
-
-
-def _values(bundle: Bundle) -> Path:
-    """Store a photograph and what the whole model makes of it."""
-    path = BUILD / f"{bundle.folder.name}.npz"
-    inputs = sample_inputs(bundle.manifest)
-    with Program(bundle, open_backend("ort")) as program:
-        outputs = program.outputs(program.run(inputs))
-    np.savez(path, **cast(Any, {**inputs, **outputs}))
-    return path
