@@ -381,6 +381,7 @@ class Robot:
                     server,
                     power=self._power,
                     least_halo=self._halo,
+                    usable=self._stripes.usable,
                 )
                 self._plans = (server, plans)
             return self._plans[1]

@@ -13,6 +13,7 @@ from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import Plan
 from runtime.wire import Table
 
 __all__ = ["prepare_plans", "table_for", "times_of", "wire_table"]
@@ -78,14 +79,16 @@ def prepare_plans(
     *,
     power: StatePower = StatePower(),
     least_halo: Optional[int] = None,
+    usable: Callable[[Plan], bool] = lambda _: True,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
 
-    With ``least_halo``, lossy plans of at least so many rows of halo are among them.
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them; of all plans,
+    only those that ``usable`` says can be carried out.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo)
+    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo, usable=usable)
