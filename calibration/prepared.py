@@ -86,7 +86,9 @@ class PreparedPlans:
     """Every choice for one pair of tables. Safe across threads.
 
     The serial cuts come first, by index, those that may not be used among them (at an infinite
-    cost), then the striped plans. Where two are equally good, the earlier one is taken.
+    cost), then the striped plans. Where two are equally good, the earlier one is taken. What it
+    was made of can be read: ``manifest``, ``robot``, ``server``, ``power``,
+    ``least_halo``.
 
     Args:
         manifest: The bundle's manifest.
@@ -113,8 +115,10 @@ class PreparedPlans:
         least_halo: Optional[int] = None,
         usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
-        self._manifest = manifest
-        self._power = power
+        self.manifest = self._manifest = manifest
+        self.robot, self.server = robot, server
+        self.power = self._power = power
+        self.least_halo = least_halo
         self._pricer = Pricer(manifest, robot, server, codecs)
         self._local = len(manifest.cuts) - 1
         self._others: Dict[Plan, Choice] = {}
@@ -153,6 +157,40 @@ class PreparedPlans:
         latencies: Array = np.maximum.reduceat(ways, self._starts)
         return latencies
 
+    def expected(
+        self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0
+    ) -> Tuple[Array, Array]:
+        """Return the mean latency and the mean energy of every choice over some goodputs.
+
+        Args:
+            goodputs_bps: Payload bits per second, all above 0, each as likely as the others.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+
+        Returns:
+            Seconds and joules; both infinite where a choice is not possible.
+        """
+        per_bit_s = 1.0 / np.asarray(goodputs_bps, np.float64)
+        fixed = self._seconds + self._round_trips * rtt_s
+        if queue_s:
+            fixed += self._queues * queue_s
+        ways = np.multiply.outer(per_bit_s, self._bits)
+        ways += fixed
+        latencies: Array = np.maximum.reduceat(ways, self._starts, axis=1).mean(axis=0)
+        return latencies, self._energies_j(latencies, float(per_bit_s.mean()), rtt_s)
+
+    def needed_bps(self, limit_s: float, rtt_s: float, queue_s: float = 0.0) -> Array:
+        """Return the least goodput at which every choice takes no longer than a limit.
+
+        0 where it needs no link, infinite where no goodput is enough.
+        """
+        left_s = limit_s - self._seconds - self._round_trips * rtt_s - self._queues * queue_s
+        enough = np.full(left_s.shape, np.inf)
+        np.divide(self._bits, left_s, out=enough, where=left_s > 0)
+        enough[(left_s >= 0) & (self._bits == 0)] = 0.0
+        needed: Array = np.maximum.reduceat(enough, self._starts)
+        return needed
+
     def costs(
         self,
         goodput_bps: Optional[float],
@@ -176,7 +214,10 @@ class PreparedPlans:
             return latencies
         if objective == "rate":
             return self._periods_s(latencies, goodput_bps, in_flight)
-        link_s = self._sent_bits * (1.0 / goodput_bps if goodput_bps else 0.0)
+        return self._energies_j(latencies, 1.0 / goodput_bps if goodput_bps else 0.0, rtt_s)
+
+    def _energies_j(self, latencies: Array, per_bit_s: float, rtt_s: float) -> Array:
+        link_s = self._sent_bits * per_bit_s
         link_s += self._linked * rtt_s
         possible = np.isfinite(latencies)
         energies = self._power.idle * np.where(possible, latencies, 0.0)

@@ -26,7 +26,7 @@ from onnx.helper import make_node, make_tensor_value_info
 from compiler.graph import Node, ValueGraph
 from compiler.segments import Extractor, elem_type
 from compiler.stripes.extents import Extents
-from compiler.stripes.rules import Place, slice_rows
+from compiler.stripes.rule import Place, slice_rows
 from engines.stripes import Carry, carry_name, kept_name
 
 __all__ = ["Band", "Former", "Kept", "carries"]

@@ -164,7 +164,7 @@ class TestWithAServer:
         ]  # fmt: skip
         assert list(record)[12:] == [
             "predicted_ms", "reason", "mode", "plan", "stripes", "sending_ms", "age_ms",
-            "prediction_error", "predicted_hz", "lossy",
+            "prediction_error", "objective", "predicted_hz", "lossy",
         ]  # fmt: skip
         assert record["goodput_mbps"] is not None, "the probe told it"
 
@@ -652,5 +652,5 @@ class TestObjective:
                 assert robot.infer(inputs, cut="local").reason == "named by the user"
 
     def test_another_is_refused(self, toy: Bundle) -> None:
-        with pytest.raises(SplitError, match="expected latency or energy or rate, given 'speed'"):
+        with pytest.raises(SplitError, match="objective 'speed': expected one of"):
             Robot(toy, objective="speed")
