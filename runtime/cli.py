@@ -62,9 +62,24 @@ _PREPARE_S = 10.0
 _RATE_IN_FLIGHT = 4
 """Frames under way at a time for objective ``rate``, unless the user says how many: enough for all
 to be busy."""
+_NAMES = ", ".join("replay:TABLE.json" if name == "replay" else name for name in sorted(BACKENDS))
+
+
+def _backend_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check the name of a backend; a replay's table is read when it is opened."""
+    name, colon, table = value.partition(":")
+    if name not in BACKENDS or (name == "replay") != bool(colon and table):
+        raise click.BadParameter(f"{value!r} is not one of {_NAMES}", ctx, param)
+    return value
+
 
 _backend = click.option(
-    "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
+    "--backend",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    callback=_backend_name,
+    help=f"What computes: {_NAMES}. A replay takes the times of a device that is not here.",
 )
 _threads = click.option(
     "--threads", type=click.IntRange(0), default=0, help="Threads to compute with; 0: automatic."

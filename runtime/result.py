@@ -27,7 +27,8 @@ class Result:
         latency_s: From when the robot began on it to the answer.
         robot_s: Computing on the robot (and coding, where nothing is striped).
         link_s: Sending, receiving and waiting, less the server's time. Where stripes were sent
-            while the robot computed: the larger of what the sender and the server's reader took.
+            while the robot computed: the larger of what the sender and the server's reader took,
+            and reading the answer.
         server_s: Computing and coding on the server.
         queue_s: Waiting for its turn at the server.
         bytes_up: Sent for this inference.

@@ -439,16 +439,17 @@ class Robot:
         waited_s: float,
         answer: Optional[Answer],
     ) -> Result:
-        server_s = queue_s = receive_s = 0.0
+        server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
-            receive_s, down = answer.result.receive_s, answer.bytes_down
+            receive_s, reading_s = answer.result.receive_s, answer.reading_s
+            down = answer.bytes_down
         if decision.plan is None:
             link_s = max(waited_s - server_s - queue_s, 0.0)
             idle_s = server_s + queue_s
         else:  # computing and sending overlap: see calibration.prepared for their power
-            link_s = max(course.sending_s, receive_s)
+            link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimator.estimate
         return Result(

@@ -154,7 +154,7 @@ def test_the_command_marks_it(bundle: Bundle, server: Server, tmp_path: Path) ->
     asked += ["--allow-lossy-halo", "4", "--out", str(out)]
     given = CliRunner().invoke(main, asked)
     assert given.exit_code == 0, given.stderr
-    assert given.stdout.count("bounded LOSSY halo:") == 3
+    assert given.stdout.count("bounded LOSSY in 2 halo:") == 3
     assert "3 remote, 3 LOSSY" in given.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["lossy"] for line in lines[:-1]] == [True] * 3

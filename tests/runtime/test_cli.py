@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -24,6 +25,7 @@ from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.program import Program
+from engines.replay_table import ReplayTable
 from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
@@ -162,6 +164,23 @@ class TestInfer:
         assert result.exit_code == 0
         records, _ = _records(result.stdout)
         assert [record["answered_by"] for record in records] == ["fallback"] * 2
+
+    def test_a_replayed_device(self, toy: Bundle, tmp_path: Path) -> None:
+        table = tmp_path / "slow.json"
+        times = tuple((2.0,) for _ in toy.manifest.segments)
+        replayed = ReplayTable(bundle=toy.digest, device="slow", floor_ms=0.0, segments_ms=times)
+        table.write_bytes(msgspec.json.encode(replayed))
+        args = ("infer", toy.folder, "--source", "random:2", "--json")
+        done = _run(*args, "--backend", f"replay:{table}")
+        assert done.exit_code == 0, done.stderr
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last["summary"]["modes"] == {"local": 2}
+
+    @pytest.mark.parametrize("name", ["replay", "replay:", "ort:table.json", "nothing"])
+    def test_a_backend_that_is_none_is_a_usage_error(self, toy: Bundle, name: str) -> None:
+        done = _run("infer", toy.folder, "--source", "random:1", "--backend", name)
+        assert done.exit_code == 2
+        assert "replay:TABLE.json" in done.stderr
 
     def test_an_inference_that_fails_is_counted_and_told(
         self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
