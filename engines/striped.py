@@ -24,7 +24,7 @@ from engines.errors import EngineError, SplitError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.rows import RowsEngine, rows_backend
-from engines.stripe_plans import Plan, RowPlan
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, bounded_of
 from engines.stripes import Striping
 
 __all__ = ["Forms", "Side", "StripedProgram", "form_files"]
@@ -53,6 +53,8 @@ def form_files(plan: Plan, manifest: Manifest, side: Side) -> Tuple[str, ...]:
         split = striping.row_split(plan.cut)
         assert split is not None, "a plan without a row split"
         return (split.top, split.last) if side is Side.ROBOT else (split.bottom,)
+    if isinstance(plan, BoundedPlan):
+        return (bounded_of(plan, striping).plain,)
     head = manifest.cuts[plan.cut].robot_segments
     if side is Side.ROBOT:
         return _segment_files(striping, head, first=True, middle=True, last=True)

@@ -7,7 +7,7 @@ import time
 from typing import Dict, NamedTuple, Optional, Tuple
 
 from engines.errors import LinkError
-from engines.stripe_plans import Plan, RowPlan
+from engines.stripe_plans import Plan, messages
 from engines.tensors import Array, TensorSpec
 from runtime.messages import Channel
 from runtime.transport import Deadline
@@ -64,7 +64,7 @@ class Request:
         self.cut = cut
         self.plan = plan
         self.results = results
-        self.stripes = 1 if plan is None or isinstance(plan, RowPlan) else plan.stripes
+        self.stripes = 1 if plan is None else messages(plan)
         self.unsent = self.stripes
         self.begin_s = time.monotonic()
         self.bytes_up = 0

@@ -12,10 +12,19 @@ import threading
 import time
 from typing import Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
+from engines.bounded_runs import BoundedTailRun
 from engines.errors import RemoteProtocolError, SplitError
 from engines.manifest import Manifest
 from engines.row_runs import BottomRun
-from engines.stripe_plans import Plan, RowPlan, sent, trouble
+from engines.stripe_plans import (
+    BoundedPlan,
+    Plan,
+    RowPlan,
+    messages,
+    sent,
+    trouble,
+    wire_order,
+)
 from engines.stripe_runs import TailRun
 from engines.striped import StripedProgram
 from engines.tensors import Array, TensorSpec
@@ -83,8 +92,8 @@ class StripedRequest:
         self._cut = header.cut
         self._answer = answer
         self._lock = threading.Lock()
-        self._run: "Optional[TailRun | BottomRun]" = None
-        self._order: Tuple[int, ...] = (0,) if isinstance(plan, RowPlan) else plan.wire_order()
+        self._run: "Optional[TailRun | BottomRun | BoundedTailRun]" = None
+        self._order: Tuple[int, ...] = wire_order(plan)
         self._received = 0
         self._answered = False
         self._ended_s = 0.0
@@ -110,8 +119,7 @@ class StripedRequest:
         Raises:
             EngineError: A form cannot be loaded here.
         """
-        plan = self._plan
-        run = BottomRun(striped, plan) if isinstance(plan, RowPlan) else TailRun(striped, plan)
+        run = _run_of(self._plan, striped)
         with self._lock:
             if not self._answered:
                 self._run = run
@@ -206,6 +214,14 @@ class _StripeJob:
             self._request.settle(outputs, error)
 
 
+def _run_of(plan: Plan, striped: StripedProgram) -> "TailRun | BottomRun | BoundedTailRun":
+    if isinstance(plan, RowPlan):
+        return BottomRun(striped, plan)
+    if isinstance(plan, BoundedPlan):
+        return BoundedTailRun(striped, plan)
+    return TailRun(striped, plan)
+
+
 def check_plan(header: Header, plan: Plan, manifest: Manifest) -> None:
     """Check a peer's plan against the bundle, before anything is allocated for it.
 
@@ -219,7 +235,7 @@ def check_plan(header: Header, plan: Plan, manifest: Manifest) -> None:
     if plan.cut == len(manifest.cuts) - 1:
         raise RemoteProtocolError(f"{what}: after cut {plan.cut} nothing is left to compute")
     cut = int(manifest.cuts[plan.cut].id, 16)
-    stripes = 1 if isinstance(plan, RowPlan) else plan.stripes
+    stripes = messages(plan)
     if (header.cut, header.stripes) != (cut, stripes):
         raise RemoteProtocolError(
             f"{what}: expected cut {cut:08x} and {stripes} stripes in the header, "

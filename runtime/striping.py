@@ -8,10 +8,10 @@ from typing import Mapping, Optional
 
 from engines.errors import EngineError
 from engines.program import Program
-from engines.stripe_plans import Plan, RowPlan, trouble
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, trouble
 from engines.striped import Side, StripedProgram, form_files
 from engines.tensors import Array
-from runtime.courses import Course, RowCourse, SerialCourse, StripedCourse
+from runtime.courses import BoundedCourse, Course, RowCourse, SerialCourse, StripedCourse
 from runtime.link import Link
 from runtime.selector import Decision
 from runtime.sender import Sender
@@ -92,6 +92,8 @@ class Stripes:
         sender = self._writer()
         if isinstance(plan, RowPlan):
             return RowCourse(self._striped, link, sender, plan, inputs)
+        if isinstance(plan, BoundedPlan):
+            return BoundedCourse(self._striped, link, sender, plan, inputs)
         return StripedCourse(self._striped, link, sender, plan, inputs)
 
     def close(self) -> None:

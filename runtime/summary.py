@@ -23,6 +23,7 @@ class Summary:
         self._answered_by: "Counter[str]" = Counter()
         self._modes: "Counter[str]" = Counter()
         self.failures = 0
+        self.lossy = 0
 
     def add(self, result: Result) -> None:
         """Count an answered inference."""
@@ -30,6 +31,7 @@ class Summary:
         self._age_ms.append(result.age_s * 1e3)
         self._energy_j.append(result.energy_j)
         self._answered_by[result.answered_by] += 1
+        self.lossy += result.lossy
         self._modes[result.mode] += 1
         if result.prediction_error is not None:
             self._ratios.append(1 + result.prediction_error)
@@ -46,6 +48,7 @@ class Summary:
         record: Dict[str, Any] = {
             "count": len(latency),
             "failures": self.failures,
+            "lossy": self.lossy,
             "answered_by": dict(sorted(self._answered_by.items())),
             "modes": dict(sorted(self._modes.items())),
         }

@@ -24,6 +24,7 @@ PARTS = {
     "segments": "benches.segments",
     "overhead": "benches.overhead",
     "compile": "benches.compiling",
+    "decide": "benches.decide",
     "search": "benches.search",
     "vgg19": "benches.vgg19",
     "stripes": "benches.stripes",

@@ -264,6 +264,8 @@ def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
     row_splits: tuple[tuple[Timing, ...], ...] = ()
     if striping is not None:
         forms = {segment.index for segment in striping.segments}
+        for bounded in striping.bounded:
+            forms.update(bundle.manifest.cuts[bounded.cut].robot_segments)
         striped = tuple(
             tuple(timing([index], share) for share in SHARES) if index in forms else ()
             for index in everything

@@ -107,7 +107,8 @@ class TestInfer:
             assert list(record)[:12] == list(FIELDS)
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
-                "age_ms", "prediction_error",
+                "age_ms", "prediction_error", "objective",
+                "predicted_hz", "lossy",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
@@ -430,3 +431,19 @@ def test_nothing_of_these_tests_is_still_running() -> None:
         return task.read_text().split() if task.exists() else []
 
     eventually(lambda: not children(), f"the end of {children()}")
+
+
+def test_the_rate_that_is_expected_is_shown(toy: Bundle, server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = _run(
+        "infer", toy.folder, "--server", address(server), "--source", "random:3", "--count", 12,
+        "--objective", "rate", "--in-flight", 2, "--out", out, "--threads", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    records, _ = _records(out.read_text())
+    expected = [r for r in records if str(r["reason"]).startswith("highest predicted rate")]
+    assert expected
+    assert all(float(str(record["predicted_hz"])) > 0 for record in expected)
+    assert result.stdout.count("a second expected") == len(expected)
+    refused = _run("infer", toy.folder, "--source", "random:1", "--objective", "speed")
+    assert refused.exit_code == 1

@@ -47,6 +47,7 @@ def test_counts_quantiles_and_mean() -> None:
     assert record == {
         "count": 100,
         "failures": 0,
+        "lossy": 0,
         "answered_by": {"fallback": 10, "remote": 90},
         "modes": {"split": 100},
         "p50_ms": 50.5,
