@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -100,6 +100,7 @@ class PreparedPlans:
         codecs: What coding costs.
         least_halo: Fewest rows of halo with which lossy plans are among those by default; none
             for no lossy plans.
+        usable: Says of a valid plan whether it can be carried out; by default all can.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PreparedPlans:
         plans: Optional[Sequence[Plan]] = None,
         codecs: CodecSpeed = CodecSpeed(),
         least_halo: Optional[int] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
         self.manifest = self._manifest = manifest
         self.robot, self.server = robot, server
@@ -124,9 +126,10 @@ class PreparedPlans:
         refine, plans = plans is None, plans or ()
         if refine:
             plans = candidate_plans(manifest, least_halo=least_halo)
+            plans = tuple(plan for plan in plans if usable(plan))
         found += [self._striped(plan) for plan in plans]
         if refine:
-            found += self._refined(found)
+            found += [c for c in self._refined(found) if c.plan is None or usable(c.plan)]
         self.choices: Tuple[Choice, ...] = tuple(found)
         self._numbers = {c.plan: i for i, c in enumerate(found) if c.plan is not None}
         self._stack()

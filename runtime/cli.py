@@ -377,6 +377,13 @@ def profile(
     help="GPUs to build for, where the library builds for others than this machine's.",
 )
 @click.option("--no-halves", is_flag=True, help="Build plans of segments only, not of halves.")
+@click.option(
+    "--stripes",
+    multiple=True,
+    metavar="PLAN",
+    help="Also build the forms of a striped plan, as --cut of `runtime infer` takes it; they "
+    "serve every plan of the same cuts. Repeatable.",
+)
 @_json
 @command_options
 def build(
@@ -385,6 +392,7 @@ def build(
     backend: Optional[str],
     capabilities: Optional[str],
     no_halves: bool,
+    stripes: Tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Build the plans of BUNDLE on this device and keep them beside it.
@@ -400,6 +408,7 @@ def build(
             backend=backend,
             compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
             halves=not no_halves,
+            stripes=stripes,
             progress=advance,
         )
     manifest = opened.manifest

@@ -172,7 +172,11 @@ class Robot:
             self._power = power or (fitted.power if fitted is not None else StatePower())
             self._table = wire_table(table_for(self.program))
             self._preparer = Preparer(
-                self.bundle.manifest, self._table, self._power, least_halo=allow_halo
+                self.bundle.manifest,
+                self._table,
+                self._power,
+                least_halo=allow_halo,
+                usable=self._stripes.usable,
             )
             if address is not None:
                 self._connect(*address)

@@ -14,6 +14,7 @@ from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import Plan
 from runtime.wire import Table
 
 __all__ = ["Preparer", "prepare_plans", "table_for", "times_of", "wire_table"]
@@ -79,17 +80,19 @@ def prepare_plans(
     *,
     power: StatePower = StatePower(),
     least_halo: Optional[int] = None,
+    usable: Callable[[Plan], bool] = lambda _: True,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
 
-    With ``least_halo``, lossy plans of at least so many rows of halo are among them.
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them; of all plans,
+    only those that ``usable`` says can be carried out.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo)
+    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo, usable=usable)
 
 
 class Preparer:
@@ -102,6 +105,7 @@ class Preparer:
         robot: The robot's table.
         power: The robot's power by state.
         least_halo: See :func:`prepare_plans`.
+        usable: See :func:`prepare_plans`.
     """
 
     def __init__(
@@ -111,11 +115,13 @@ class Preparer:
         power: StatePower,
         *,
         least_halo: Optional[int] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
         self._manifest = manifest
         self._robot = robot
         self._power = power
         self._least_halo = least_halo
+        self._usable = usable
         self._lock = threading.Lock()
         self._server: Optional[Table] = None
         self._plans: Optional[PreparedPlans] = None
@@ -153,6 +159,7 @@ class Preparer:
                 server,
                 power=self._power,
                 least_halo=self._least_halo,
+                usable=self._usable,
             )
         finally:
             with self._lock:

@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 from benches.plan_rows import Wanted, prepared, run_plans
 from benches.stations import Station, profile
@@ -21,8 +22,9 @@ from shaped_link import ShapedLink, shaped_link
 from slow_robot import slow_robot
 from workloads.bundles import compile_workload
 
+from calibration.latency_table import LatencyTable, read_table, store_table, table_path
 from calibration.prepared import PreparedPlans
-from engines.backend import open_backend
+from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import BundleError
 from engines.program import Program
@@ -96,16 +98,47 @@ class Stations:
 
 @contextmanager
 def stations_on(share: float, robot: Bundle, server: Bundle) -> Iterator[Stations]:
-    """Slow the robot, pin both to a core each and measure their tables."""
-    with slow_robot(share) as slow:
-        cores = sorted(os.sched_getaffinity(0))
-        pins = [["taskset", "-c", str(core)] for core in (cores[0], cores[-1])]
-        prefixes = [*slow.prefix, *pins[0]], pins[1]
-        ends = [Station(bundle=str(bundle.folder)) for bundle in (robot, server)]
-        for prefix, end in zip(prefixes, ends, strict=True):
-            profile(prefix, end)
+    """Pin both ends to a core each, measure their tables, and slow the robot.
+
+    The robot is measured at full speed, and its table lengthened by what it is slowed. Under a
+    quota whatever is shorter than the quota would look as quick as ever.
+
+    Args:
+        share: What the robot has of its core; 1 for all of it.
+        robot: The robot's copy of the bundle.
+        server: The server's.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    pins = [["taskset", "-c", str(core)] for core in (cores[0], cores[-1])]
+    ends = [Station(bundle=str(bundle.folder)) for bundle in (robot, server)]
+    for prefix, end in zip(pins, ends, strict=True):
+        profile(prefix, end)
+    with ExitStack() as stack:
+        slowed, before = "a whole core", []
+        if share < 1:
+            slow = stack.enter_context(slow_robot(share))
+            slowed, before = slow.description, slow.prefix
+            _lengthen(robot, 1 / share if slow.share else 1.0)
         plans = prepared((robot, "ort"), (server, "ort"), threads=1)
-        yield Stations(ends[0], ends[1], plans, slow.description, *prefixes)
+        yield Stations(ends[0], ends[1], plans, slowed, [*before, *pins[0]], pins[1])
+
+
+def _lengthen(bundle: Bundle, factor: float) -> None:
+    """Multiply all times of a bundle's table, and keep it."""
+    backend = open_backend("ort", BackendOptions(threads=1))
+    path = table_path(bundle, backend.fingerprint())
+    table = msgspec.to_builtins(read_table(path))
+    store_table(bundle, msgspec.convert(_times(table, factor), LatencyTable))
+
+
+def _times(value: Any, factor: float) -> Any:
+    """Return a record with every number of seconds in it multiplied."""
+    if isinstance(value, dict):
+        return {
+            key: item * factor if key.endswith("_s") else _times(item, factor)
+            for key, item in value.items()
+        }
+    return [_times(item, factor) for item in value] if isinstance(value, list | tuple) else value
 
 
 @contextmanager
