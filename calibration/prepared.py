@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -106,6 +106,7 @@ class PreparedPlans:
             for no lossy plans.
         codings: Codecs beside the default ones: every choice is there once with its usual coding,
             and after all of those once more with each of the others that are worth trying.
+        usable: Says of a valid plan whether it can be carried out; by default all can.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class PreparedPlans:
         codecs: CodecSpeed = CodecSpeed(),
         least_halo: Optional[int] = None,
         codings: Optional[Codings] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
         self.manifest = self._manifest = manifest
         self.robot, self.server = robot, server
@@ -132,9 +134,10 @@ class PreparedPlans:
         refine, plans = plans is None, plans or ()
         if refine:
             plans = candidate_plans(manifest, least_halo=least_halo)
+            plans = tuple(plan for plan in plans if usable(plan))
         found += [self._striped(plan) for plan in plans]
         if refine:
-            found += self._refined(found)
+            found += [c for c in self._refined(found) if c.plan is None or usable(c.plan)]
         usual = len(found)
         for choice in found[:usual] if codings is not None else ():
             found += [self._coded(choice, coding) for coding in self._codings_of(choice)[1:]]

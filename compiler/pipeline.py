@@ -94,7 +94,8 @@ class CompileOptions:
         max_frontier: Most tensors across a boundary that nothing but its place speaks for.
         keep_local: Numbers of operators, or module paths, that the robot must run itself.
         robot_memory: Bytes that weights and activations may take on the robot.
-        robot: The robot's device: preset, device file, latency table, or ``this``.
+        robot: The robot's device: preset, device file, latency table, operator times, or
+            ``this``.
         server: The server's device, likewise.
         opset: ONNX opset; by default the highest that all targets take. 17 is lowered from 18, an
             ``.onnx`` file's own too. At any other an ``.onnx`` file keeps its own.

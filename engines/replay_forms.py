@@ -137,10 +137,26 @@ class Bands:
         if form.kind is Kind.PLAIN:
             self._bounded = tuple(b for b in striping.bounded if b.cut == form.cut)
         self._placed = tuple(name for name in inputs if name in self.tensors)
-        self._limits = self._limits_of(striping)
+        self._limits = (1, 1, 0) if self._bounded else self._limits_of(striping)
         self._bounds: Dict[Tuple[int, ...], Bounds] = {}
         for low, high in self._pairs():
             self._bounds.setdefault(self._given(low, high), (low, high))
+
+    def ranges(self) -> "Dict[str, Tuple[int, int, int]]":
+        """Return the fewest rows that each input may have, those of a quarter, and the most.
+
+        Inputs go together: all have the fewest at once, and so on. Empty where no stripe fits.
+        """
+        pairs = sorted((self._given(low, high), high - low) for low, high in self._pairs())
+        if not pairs:
+            return {}
+        quarter = min(pairs, key=lambda pair: abs(pair[1] - self._base / 4))
+        points = (pairs[0][0], quarter[0], pairs[-1][0])
+        found: Dict[str, Tuple[int, int, int]] = {}
+        for place, name in enumerate(self._placed):
+            least, typical, most = (point[place] for point in points)
+            found[name] = (least, typical, most)
+        return found
 
     def bounds(self, rows: Mapping[str, int], find: Find) -> Bounds:
         """Return the bounds of a stripe, from how many rows it is given.

@@ -90,6 +90,7 @@ class StripedProgram:
         self._wanted: "queue.Queue[Optional[Tuple[Tuple[str, ...], Callable[[str], None]]]]" = (
             queue.Queue()
         )
+        self._held: Dict[str, bool] = {}
         self._asked: Set[Tuple[str, ...]] = set()
         self._loader: Optional[threading.Thread] = None
         self._closing = threading.Event()
@@ -101,6 +102,21 @@ class StripedProgram:
     def offered(self) -> bool:
         """Whether plans can be carried out here: the bundle has forms, the backend runs them."""
         return self._backend is not None and self.manifest.striping is not None
+
+    def loadable(self, plan: Plan, side: Side) -> bool:
+        """Whether one side of a valid plan can be loaded here, as far as is known beforehand.
+
+        A backend that takes plans built ahead says so of each form by ``holds``.
+        """
+        holds = getattr(self._backend, "holds", None)
+        if holds is None:
+            return self.offered
+        for file in form_files(plan, self.manifest, side):
+            if file not in self._held:
+                self._held[file] = holds(self.program.bundle.path(file))
+            if not self._held[file]:
+                return False
+        return True
 
     def ready(self, plan: Plan, side: Side) -> bool:
         """Whether all that one side of a plan needs is loaded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import signal
 import sys
@@ -30,7 +29,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from calibration.codecs_cli import codec_records, print_codecs
-from calibration.energy import StatePower, parse_power
+from calibration.energy import parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
@@ -50,6 +49,7 @@ from runtime.codec_policy import CODEC_FORMS
 from runtime.doctor import examine
 from runtime.explain_cli import explain_command
 from runtime.infer_output import Telling, read_labels
+from runtime.power.cli import fit_device_power, power_record, print_power
 from runtime.recording import Recorder
 from runtime.replay_cli import replay_command
 from runtime.robot import MAX_IN_FLIGHT, Result, Robot
@@ -66,9 +66,24 @@ _PREPARE_S = 10.0
 _RATE_IN_FLIGHT = 4
 """Frames under way at a time for objective ``rate``, unless the user says how many: enough for all
 to be busy."""
+_NAMES = ", ".join("replay:TABLE.json" if name == "replay" else name for name in sorted(BACKENDS))
+
+
+def _backend_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check the name of a backend; a replay's table is read when it is opened."""
+    name, colon, table = value.partition(":")
+    if name not in BACKENDS or (name == "replay") != bool(colon and table):
+        raise click.BadParameter(f"{value!r} is not one of {_NAMES}", ctx, param)
+    return value
+
 
 _backend = click.option(
-    "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
+    "--backend",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    callback=_backend_name,
+    help=f"What computes: {_NAMES}. A replay takes the times of a device that is not here.",
 )
 _threads = click.option(
     "--threads", type=click.IntRange(0), default=0, help="Threads to compute with; 0: automatic."
@@ -119,8 +134,17 @@ def serve(
 @main.command()
 @click.argument("bundle")
 @click.option("--server", metavar="HOST:PORT", help="Where the server is; none: robot alone.")
-@click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
-@click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
+@click.option(
+    "--source",
+    required=True,
+    help="Image, folder, video, FILE.npz, random:N, or a camera: v4l2:///dev/video0, csi://0, "
+    "gst:PIPELINE.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    help="Inferences; default: the source, once; a camera: until Ctrl-C.",
+)
 @click.option(
     "--cut",
     help="The id of a cut to use always, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
@@ -164,7 +188,17 @@ def serve(
 @click.option(
     "--labels", type=click.Path(), help="Names, one a line: show that of the largest output."
 )
-@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--power",
+    default="",
+    metavar="compute=W,comm=W,idle=W",
+    help="Robot's power, for the modelled energy; default: as `runtime profile` fitted it.",
+)
+@click.option(
+    "--sensor/--no-sensor",
+    default=True,
+    help="Measure energy where this device has a power sensor.  [default: sensor]",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
@@ -198,6 +232,7 @@ def infer(
     save: Optional[str],
     labels: Optional[str],
     power: str,
+    sensor: bool,
     patience: Optional[float],
     in_flight: Optional[int],
     backend: str,
@@ -213,11 +248,11 @@ def infer(
     in_flight = in_flight or (_RATE_IN_FLIGHT if wanted.kind == "rate" else 1)
     names = read_labels(labels)
     opened = Bundle.open(bundle)
-    samples = open_source(source, opened.manifest)
     folder = None if save is None else Path(save)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        samples = stack.enter_context(open_source(source, opened.manifest))
         sinks: List[TextIO] = [sys.stdout] if as_json else []
         if out is not None:
             sinks.append(stack.enter_context(open(out, "w", encoding="utf-8")))
@@ -233,8 +268,9 @@ def infer(
                 allow_lossy=allow_lossy,
                 backend=backend,
                 threads=threads,
-                power=parse_power(power) if power else StatePower(),
+                power=parse_power(power) if power else None,
                 patience_s=patience,
+                measure_energy=sensor,
             )
         )
         plan = plan_named(chooser)
@@ -259,12 +295,12 @@ def infer(
                 folder=folder,
                 recorder=recorder,
                 people=not as_json,
+                source=samples,
             )
         )
-        frames = itertools.islice(samples.samples, count or samples.size)
-        for name, result in _results(robot, frames, in_flight):
+        for name, result in _results(robot, samples.take(count), in_flight):
             told.add(name, result)
-    sys.exit(1 if told.summary.failures else 0)
+    sys.exit(1 if told.summary.failures or told.summary.unreadable else 0)
 
 
 @main.command()
@@ -278,6 +314,12 @@ def infer(
 )
 @click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Of those.")
 @click.option("--no-codecs", is_flag=True, help="Do not measure codecs.")
+@click.option(
+    "--energy-of",
+    type=click.Path(dir_okay=False),
+    metavar="RUN.jsonl",
+    help="Measured inferences of `runtime infer --out`: fit the power of communicating, too.",
+)
 @_backend
 @_threads
 @_json
@@ -289,6 +331,7 @@ def profile(
     source: Optional[str],
     samples: int,
     no_codecs: bool,
+    energy_of: Optional[str],
     backend: str,
     threads: int,
     as_json: bool,
@@ -296,7 +339,8 @@ def profile(
     """Measure how long each segment takes on this device and keep it beside the bundle.
 
     The likely halves are measured both as chains of segments and fused; only those that save over
-    3% are run fused from then on. Every codec is measured on what may cross the link.
+    3% are run fused from then on. Every codec is measured on what may cross the link. Where there
+    is a power sensor, the power of computing and of idling is measured and kept, too.
     """
     with _load(bundle, backend, threads) as program:
         with progress_bar("measuring") as advance:
@@ -309,6 +353,7 @@ def profile(
                 costs = measure_codecs(program, inputs, progress=advance)
             table = msgspec.structs.replace(table, codecs=costs)
         path = store_table(program.bundle, table)
+        power = fit_device_power(program, energy_of)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
         {
@@ -334,6 +379,7 @@ def profile(
                 "halves": half_records(manifest, table),
                 "codecs": codec_records(manifest, table.codecs),
                 "file": str(path),
+                "power": power_record(power),
             }
         )
         return
@@ -349,6 +395,7 @@ def profile(
     Console().print(shown)
     print_halves(manifest, table)
     print_codecs(manifest, table.codecs)
+    print_power(power)
     click.echo(
         f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
         f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"
@@ -366,6 +413,13 @@ def profile(
     help="GPUs to build for, where the library builds for others than this machine's.",
 )
 @click.option("--no-halves", is_flag=True, help="Build plans of segments only, not of halves.")
+@click.option(
+    "--stripes",
+    multiple=True,
+    metavar="PLAN",
+    help="Also build the forms of a striped plan, as --cut of `runtime infer` takes it; they "
+    "serve every plan of the same cuts. Repeatable.",
+)
 @_json
 @command_options
 def build(
@@ -374,6 +428,7 @@ def build(
     backend: Optional[str],
     capabilities: Optional[str],
     no_halves: bool,
+    stripes: Tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Build the plans of BUNDLE on this device and keep them beside it.
@@ -389,6 +444,7 @@ def build(
             backend=backend,
             compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
             halves=not no_halves,
+            stripes=stripes,
             progress=advance,
         )
     manifest = opened.manifest
@@ -460,9 +516,9 @@ def _codec_samples(bundle: Bundle, source: Optional[str], count: int) -> List[Di
     """Return what codecs are measured on."""
     if source is None:
         return [bundle.parity_vectors()[0]]
-    opened = open_source(source, bundle.manifest)
-    taken = itertools.islice(opened.samples, min(count, opened.size))
-    return [sample.inputs for sample in taken]
+    with open_source(source, bundle.manifest) as opened:
+        some = count if opened.size is None else min(count, opened.size)
+        return [sample.inputs for sample in opened.take(some)]
 
 
 def _load(path: str, backend: str, threads: int) -> Program:

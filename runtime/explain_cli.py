@@ -76,8 +76,8 @@ def explain_command(
 ) -> None:
     """Print what BUNDLE can do on a link, what each takes, what is chosen and why not the others.
 
-    Times are those that the bundle was compiled with, unless tables are given. Codecs are among the
-    choices where the robot's table has their costs; both ends are taken to have them all.
+    Times are those that the bundle was compiled with, unless tables are given. Codecs are among
+    the choices where the robot's table has their costs; both ends are taken to have them all.
     """
     wanted = parse_objective(objective)
     low, high = _goodputs(goodput)

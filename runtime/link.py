@@ -404,6 +404,7 @@ class Link:
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
         clock = Clock()
+        begin_s = time.monotonic()
         try:
             tensors = read_tensors(
                 channel.stream,
@@ -415,13 +416,15 @@ class Link:
             )
         except CodecError as exc:
             error = exc
-        elapsed_s = time.monotonic() - request.begin_s - clock.decoding_s
+        end_s = time.monotonic() - clock.decoding_s
         self._forget(header.request)
         if error is not None:
             request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
             return
         down = HEADER_BYTES + header.meta_bytes + header.payload_bytes
-        answer = Answer(tensors, result, request.bytes_up, down, elapsed_s)
+        answer = Answer(
+            tensors, result, request.bytes_up, down, end_s - request.begin_s, end_s - begin_s
+        )
         self._learn(request, answer)
         request.settle(answer)
 

@@ -26,6 +26,7 @@ class Answer(NamedTuple):
         bytes_up: Size of the request's message.
         bytes_down: Size of the answer's message.
         elapsed_s: From the first byte sent to the last received.
+        reading_s: From its header to its last byte.
     """
 
     tensors: Dict[str, Array]
@@ -33,6 +34,7 @@ class Answer(NamedTuple):
     bytes_up: int
     bytes_down: int
     elapsed_s: float
+    reading_s: float = 0.0
 
 
 class Request:

@@ -39,6 +39,7 @@ from calibration.objectives import (
     parse_objective,
 )
 from calibration.plan_text import is_plan_text, plan_text
+from calibration.power_fit import load_power
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
@@ -50,8 +51,11 @@ from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.codec_policy import open_policy
 from runtime.courses import Course
+from runtime.frames import taken_of
 from runtime.inflight import Frames
 from runtime.link import Link
+from runtime.power.find import sensor_for
+from runtime.power.meter import EnergyMeter, Measurement
 from runtime.requests import Answer
 from runtime.result import Result
 from runtime.selector import (
@@ -102,7 +106,8 @@ class Robot:
             plan (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
-        power: The robot's power by state, for the modelled energy.
+        power: The robot's power by state, for the modelled energy; by default what was fitted on
+            this device (``runtime profile``), else that of a Jetson Xavier NX robot.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
         selector: Another name for ``cut``, which it overrides.
@@ -114,6 +119,7 @@ class Robot:
             for the default codecs, or a codec's name.
         allow_lossy: Largest measured error at a cut of the lossy codecs that may be used there
             (``calibration.quality``); none to use no lossy codec.
+        measure_energy: Whether to use the device's power sensor, where it has one.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -133,7 +139,7 @@ class Robot:
         cut: str = "auto",
         backend: str = "ort",
         threads: int = 0,
-        power: StatePower = StatePower(),
+        power: Optional[StatePower] = None,
         patience_s: Optional[float] = None,
         selector: Optional[str] = None,
         objective: Union[str, Objective] = LATENCY,
@@ -141,6 +147,7 @@ class Robot:
         allow_halo: Optional[int] = None,
         codec: str = "auto",
         allow_lossy: Optional[float] = None,
+        measure_energy: bool = True,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
             raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
@@ -158,7 +165,6 @@ class Robot:
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
-        self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -173,7 +179,10 @@ class Robot:
         self._turns = Turns()
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
+        self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
+            fitted = load_power(self.bundle, self.program.backend.fingerprint())
+            self._power = power or (fitted.power if fitted is not None else StatePower())
             self._table = wire_table(table_for(self.program))
             self._preparer = Preparer(
                 self.bundle.manifest,
@@ -181,6 +190,7 @@ class Robot:
                 self._power,
                 least_halo=allow_halo,
                 policy=self._policy,
+                usable=self._stripes.usable,
             )
             if address is not None:
                 if self._table.codecs or self._policy.name != "auto":
@@ -205,6 +215,7 @@ class Robot:
             self.link.close()
         if self._preparer is not None:
             self._preparer.close()
+        self.meter.close()
         self._stripes.close()
         self.program.close()
 
@@ -257,7 +268,7 @@ class Robot:
         objective = self._objective_of(deadline_s)
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
-            number, taken_s = next(self._numbers), time.monotonic()
+            number, taken_s = next(self._numbers), taken_of(frame)
             self._turns.reserve(number)
             return (
                 lambda: self._infer(number, taken_s, frame, cut, objective, in_flight),
@@ -292,7 +303,7 @@ class Robot:
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
         objective = self._objective_of(deadline_s)
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut, objective)
+        return self._infer(next(self._numbers), taken_of(inputs), inputs, cut, objective)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -305,7 +316,22 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
+        with self.meter.measure(begin=False) as measured:
+            result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
+        return result.measured(measured.energy)
+
+    def _run(
+        self,
+        number: int,
+        taken_s: float,
+        inputs: Mapping[str, Array],
+        cut: Optional[str],
+        objective: Objective,
+        in_flight: Optional[int],
+        measured: Measurement,
+    ) -> Result:
         with self._turns.turn(number):
+            measured.begin()
             begin = time.monotonic()
             decision = self._decide(cut, objective, in_flight)
             self._check_alone(decision.cut, decision.reason)
@@ -464,16 +490,17 @@ class Robot:
         waited_s: float,
         answer: Optional[Answer],
     ) -> Result:
-        server_s = queue_s = receive_s = 0.0
+        server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
-            receive_s, down = answer.result.receive_s, answer.bytes_down
+            receive_s, reading_s = answer.result.receive_s, answer.reading_s
+            down = answer.bytes_down
         if decision.plan is None:
             link_s = max(waited_s - server_s - queue_s, 0.0)
             idle_s = server_s + queue_s
         else:  # computing and sending overlap: see calibration.prepared for their power
-            link_s = max(course.sending_s, receive_s)
+            link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimator.estimate
         codecs = decision.codecs if course.stripes else {}

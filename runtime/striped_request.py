@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Dict, List, Mapping, Optional, Protocol, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
 from engines.bounded_runs import BoundedTailRun
 from engines.errors import RemoteProtocolError, SplitError
@@ -30,7 +30,38 @@ from engines.striped import StripedProgram
 from engines.tensors import Array, TensorSpec
 from runtime.wire import Header, Infer
 
-__all__ = ["Answerer", "StripedRequest", "check_plan"]
+__all__ = ["Answerer", "Receipt", "StripedRequest", "check_plan"]
+
+
+class Receipt(NamedTuple):
+    """How long a payload was on its way.
+
+    Attributes:
+        nbytes: Its bytes.
+        early: Those of them that were there before anyone looked.
+        seconds: In which the others came.
+        decoding_s: Seconds of decoding them, beside those.
+    """
+
+    nbytes: int = 0
+    early: int = 0
+    seconds: float = 0.0
+    decoding_s: float = 0.0
+
+    @property
+    def whole_s(self) -> float:
+        """Seconds that all of it took, at the pace at which the others came."""
+        timed = self.nbytes - self.early
+        return self.seconds * self.nbytes / timed if timed > 0 else self.seconds
+
+    def plus(self, other: Receipt) -> Receipt:
+        """Return both together."""
+        return Receipt(
+            self.nbytes + other.nbytes,
+            self.early + other.early,
+            self.seconds + other.seconds,
+            self.decoding_s + other.decoding_s,
+        )
 
 
 class Answerer(Protocol):
@@ -71,7 +102,8 @@ class StripedRequest:
         self._received = 0
         self._answered = False
         self._ended_s = 0.0
-        self._times: List[float] = [0.0, 0.0, 0.0]
+        self._receipt = Receipt()
+        self._times: List[float] = [0.0, 0.0]
 
     def __repr__(self) -> str:
         return f"<StripedRequest {self.number} {self._received} of {len(self._order)} stripes>"
@@ -120,11 +152,11 @@ class StripedRequest:
             raise RemoteProtocolError(f"{what}: expected stripe {due} by its plan")
         return sent(self._plan, self._manifest, due)
 
-    def received(self, receive_s: float, decoding_s: float = 0.0) -> None:
-        """Note that the message that was expected has been read and decoded."""
+    def received(self, receipt: Receipt) -> None:
+        """Note that the message that was expected has been read."""
         self._received += 1
-        self._times[0] += receive_s
-        self._times[2] += decoding_s
+        self._receipt = self._receipt.plus(receipt)
+        self._times[1] += receipt.decoding_s
 
     def settle(
         self, outputs: Optional[Dict[str, Array]], error: Optional[SplitError] = None
@@ -135,7 +167,8 @@ class StripedRequest:
             if self._answered:
                 return
             self._answered = True
-        receive_s, queue_s, compute_s = self._times
+        queue_s, compute_s = self._times
+        receive_s = self._receipt.whole_s
         self._answer(outputs, error, queue_s, compute_s, receive_s=receive_s)
 
     def drop(self) -> None:
@@ -157,8 +190,8 @@ class StripedRequest:
     def computed(self, arrived_s: float, queue_s: float, compute_s: float) -> None:
         """Add up the times. Waiting for the request's own stripes is not waiting for others."""
         begin_s = arrived_s + queue_s
-        self._times[1] += max(begin_s - max(arrived_s, self._ended_s), 0.0)
-        self._times[2] += compute_s
+        self._times[0] += max(begin_s - max(arrived_s, self._ended_s), 0.0)
+        self._times[1] += compute_s
         self._ended_s = begin_s + compute_s
 
 

@@ -16,6 +16,7 @@ from engines.codecs import codec_ids_here
 from engines.errors import SplitError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import Plan
 from runtime.codec_policy import AUTO, CodecPolicy
 from runtime.wire import Table
 
@@ -87,12 +88,13 @@ def prepare_plans(
     *,
     power: StatePower = StatePower(),
     least_halo: Optional[int] = None,
+    usable: Callable[[Plan], bool] = lambda _: True,
     policy: CodecPolicy = AUTO,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
 
-    With ``least_halo``, lossy plans of at least so many rows of halo are among them. The policy
-    says which codecs are.
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them; of all plans,
+    only those that ``usable`` says can be carried out. The policy says which codecs are.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
@@ -106,6 +108,7 @@ def prepare_plans(
         times[1],
         power,
         least_halo=least_halo,
+        usable=usable,
         codings=None if offer is None else Codings(manifest, offer),
     )
 
@@ -130,6 +133,7 @@ class Preparer:
         robot: The robot's table.
         power: The robot's power by state.
         least_halo: See :func:`prepare_plans`.
+        usable: See :func:`prepare_plans`.
         policy: The same.
     """
 
@@ -140,6 +144,7 @@ class Preparer:
         power: StatePower,
         *,
         least_halo: Optional[int] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
         policy: CodecPolicy = AUTO,
     ) -> None:
         self._policy = policy
@@ -147,6 +152,7 @@ class Preparer:
         self._robot = robot
         self._power = power
         self._least_halo = least_halo
+        self._usable = usable
         self._lock = threading.Lock()
         self._server: Optional[Table] = None
         self._plans: Optional[PreparedPlans] = None
@@ -184,6 +190,7 @@ class Preparer:
                 server,
                 power=self._power,
                 least_halo=self._least_halo,
+                usable=self._usable,
                 policy=self._policy,
             )
         finally:

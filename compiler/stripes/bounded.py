@@ -32,6 +32,9 @@ from engines.striped import StripedProgram
 from engines.stripes import BoundedCut, Striping
 from engines.tensors import Array
 
+_MOST_CUTS = 16
+"""Cuts that are divided: each has its error measured, by whole inferences."""
+
 __all__ = ["divisions", "measure_bounded", "write_bounded"]
 
 
@@ -58,9 +61,8 @@ def write_bounded(
     """
     found: list[BoundedCut] = []
     tensors: set[str] = set()
-    for index, cut in enumerate(boundaries.cuts[:-1]):
-        if not _divisible(cut, graph, extents):
-            continue
+    for index in _few(boundaries, graph, extents):
+        cut = boundaries.cuts[index]
         made = divisions(former, cut, index, extents, halos)
         if not made:
             continue
@@ -77,6 +79,21 @@ def write_bounded(
         found += made
         tensors.update(cut.frontier, graph.inputs)
     return tuple(found), tensors
+
+
+def _few(boundaries: Boundaries, graph: ValueGraph, extents: Extents) -> list[int]:
+    """Return the cuts to divide: of many, those of fewest bytes in equal parts of the way down."""
+    cuts = {i: c for i, c in enumerate(boundaries.cuts[:-1]) if _divisible(c, graph, extents)}
+    if len(cuts) <= _MOST_CUTS:
+        return list(cuts)
+    deepest = max(cut.flops_robot for cut in cuts.values()) or 1
+    best: dict[int, tuple[int, int]] = {}
+    for index, cut in cuts.items():
+        part = min(cut.flops_robot * _MOST_CUTS // deepest, _MOST_CUTS - 1)
+        nbytes = sum(graph.values.specs[name].nbytes for name in cut.frontier)
+        # Of as few bytes the deeper one: it leaves the server no less to overlap with.
+        best[part] = min(best.get(part, (nbytes, -index)), (nbytes, -index))
+    return sorted(-index for _, index in best.values())
 
 
 def _divisible(cut: Boundary, graph: ValueGraph, extents: Extents) -> bool:

@@ -27,7 +27,9 @@ from engines.backend import open_backend
 from engines.bounded_runs import BoundedHeadRun, BoundedTailRun
 from engines.bundle import Bundle
 from engines.errors import CutError, TraceError
+from engines.form_rows import form_rows
 from engines.program import Program
+from engines.replay_forms import Bands, Kind, forms_of
 from engines.stripe_plans import BoundedPlan, is_lossy, mode_of, returned, sent, trouble
 from engines.striped import Side, StripedProgram, form_files
 from tests.compiler.striped_graphs import graph_of
@@ -251,3 +253,26 @@ def test_options() -> None:
         CompileOptions(halo=(8,), stripes="none")
     with pytest.raises(TraceError, match="expected rows from 0, given -1"):
         CompileOptions(halo=(8, -1))
+
+
+def test_what_a_replayed_form_gives_at_every_height(bundle: Bundle) -> None:
+    striping = bundle.manifest.striping
+    for bounded in striping.bounded:
+        form = forms_of(bundle.manifest)[bounded.plain]
+        assert form.kind is Kind.PLAIN
+        bands = Bands(bundle.manifest, form, ["x"])
+        [(least, _, most)] = form_rows(bundle, bounded.plain).values()
+        for bound in (bounded.least, bounded.most):
+            above, below = bounded.top(bound, striping.rows), bounded.bottom(bound)
+            assert least <= min(above, striping.rows - below)
+            assert max(above, striping.rows - below) <= most
+            top = bands.bounds({"x": above}, lambda *_: 0)
+            bottom = bands.bounds({"x": striping.rows - below}, lambda *_, at=below: at)
+            assert (top, bottom) == ((0, above), (below, striping.rows))
+            for name in bundle.manifest.cuts[bounded.cut].tensors:
+                rows = striping.tensors[name]
+                assert bands.span(name, bottom) == (below * rows.num // rows.den, rows.rows)
+                assert bands.span(name, top)[0] == 0
+                assert bands.span(name, top)[1] >= bound * rows.num // rows.den
+            share = above / striping.rows
+            assert bands.shares(top) == [(i, (share, share)) for i in form.segments]

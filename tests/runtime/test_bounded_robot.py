@@ -154,7 +154,7 @@ def test_the_command_marks_it(bundle: Bundle, server: Server, tmp_path: Path) ->
     asked += ["--allow-lossy-halo", "4", "--out", str(out)]
     given = CliRunner().invoke(main, asked)
     assert given.exit_code == 0, given.stderr
-    assert given.stdout.count("bounded LOSSY halo:") == 3
+    assert given.stdout.count("bounded LOSSY in 2 halo:") == 3
     assert "3 remote, 3 LOSSY" in given.stdout
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["lossy"] for line in lines[:-1]] == [True] * 3
@@ -238,3 +238,36 @@ class TestAtTheServer:
                 assert _error(result.outputs, bundle, inputs) < 0.1
             assert robot.link is not None
             eventually(lambda: robot.link.under_way == 0, "nothing under way")
+
+
+def test_its_forms_are_built_for_tensorrt_without_a_gpu(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from runtime.build import build_plans
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    options = CompileOptions(
+        name="small", cuts="all", halo=(2,), targets=("tensorrt-rtx:sm86",), halves="none"
+    )
+    out = tmp_path / "small.bundle"
+    made, _ = compile_model((model, (torch.randn(1, 3, 40, 16),)), out, options=options)
+    striping = made.manifest.striping
+    assert striping is not None
+    cut = next(c for c in striping.cuts if c.entry is not None)
+    name = made.manifest.cuts[cut.cut].id
+    bounded = striping.bounded[-1]
+    lossy = f"halo:{made.manifest.cuts[bounded.cut].id}@20~{bounded.halo}"
+    count = len(made.manifest.segments)
+    plans = build_plans(made, stripes=(f"{name}/4:2", lossy))
+    assert len(plans) > count
+    assert Path(bounded.plain).name in {plan.header.onnx for plan in plans}
+    assert all(plan.found for plan in build_plans(made, stripes=(lossy, f"{name}/4:2")))
+    command = ["build", str(out), "--stripes", lossy, "--json"]
+    told = json.loads(CliRunner().invoke(main, command).stdout)
+    assert [plan["part"] for plan in told] == ["segment"] * count + ["form"]
+    refused = CliRunner().invoke(main, ["build", str(out), "--stripes", "nope/4"])
+    assert refused.exit_code == 1
+    assert "nope" in refused.stderr

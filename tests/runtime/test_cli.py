@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -24,9 +25,11 @@ from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.program import Program
+from engines.replay_table import ReplayTable
 from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
+from runtime.sources import open_source
 from runtime.transport import listen
 from tests.runtime.helpers import address, assert_right, eventually
 from tests.striped_toy import whole_outputs
@@ -105,8 +108,8 @@ class TestInfer:
             assert list(record)[:12] == list(FIELDS)
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
-                "age_ms", "prediction_error", "objective",
-                "predicted_hz", "lossy", "codecs",
+                "age_ms", "prediction_error", "objective", "predicted_hz", "lossy",
+                "energy_source", "energy_modelled_j", "energy_uncertainty_j", "codecs",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
@@ -163,6 +166,23 @@ class TestInfer:
         records, _ = _records(result.stdout)
         assert [record["answered_by"] for record in records] == ["fallback"] * 2
 
+    def test_a_replayed_device(self, toy: Bundle, tmp_path: Path) -> None:
+        table = tmp_path / "slow.json"
+        times = tuple((2.0,) for _ in toy.manifest.segments)
+        replayed = ReplayTable(bundle=toy.digest, device="slow", floor_ms=0.0, segments_ms=times)
+        table.write_bytes(msgspec.json.encode(replayed))
+        args = ("infer", toy.folder, "--source", "random:2", "--json")
+        done = _run(*args, "--backend", f"replay:{table}")
+        assert done.exit_code == 0, done.stderr
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last["summary"]["modes"] == {"local": 2}
+
+    @pytest.mark.parametrize("name", ["replay", "replay:", "ort:table.json", "nothing"])
+    def test_a_backend_that_is_none_is_a_usage_error(self, toy: Bundle, name: str) -> None:
+        done = _run("infer", toy.folder, "--source", "random:1", "--backend", name)
+        assert done.exit_code == 2
+        assert "replay:TABLE.json" in done.stderr
+
     def test_an_inference_that_fails_is_counted_and_told(
         self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -179,6 +199,21 @@ class TestInfer:
         _assert_error(result, "out of memory")
         _, summary = _records(result.stdout)
         assert (summary["count"], summary["failures"]) == (1, 1)
+
+    def test_what_a_source_dropped_or_could_not_read_is_told(
+        self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn = open_source("random:2", toy.manifest)
+        drawn.dropped = 3
+        monkeypatch.setattr("runtime.cli.open_source", lambda text, manifest: drawn)
+        args = ("infer", toy.folder, "--source", "camera", "--threads", 1)
+        result = _run(*args, "--json")
+        assert result.exit_code == 0
+        assert _records(result.stdout)[1]["dropped"] == 3
+        drawn.unreadable = 1
+        result = _run(*args)
+        assert result.exit_code == 1
+        assert "3 frames dropped; 1 files unreadable" in result.stdout.splitlines()[-1]
 
     @pytest.mark.parametrize("in_flight", [1, 3])
     def test_striped_and_with_frames_in_flight(
