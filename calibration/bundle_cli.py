@@ -1,4 +1,4 @@
-"""``split-bundle``: look into a bundle, and verify it."""
+"""``split-bundle``: look into a bundle, calibrate and verify it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from calibration.calibrate_cli import calibrate_bundle
+from calibration.collect import PERCENTILE
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
 from calibration.plans_cli import plan_record, print_plans
@@ -31,7 +33,7 @@ __all__ = ["main"]
 @click.group()
 @click.version_option(package_name="splitrt")
 def main() -> None:
-    """Inspect, report on and verify a compiled bundle."""
+    """Inspect, calibrate, verify and report on a compiled bundle."""
 
 
 @main.command()
@@ -69,6 +71,37 @@ def verify(bundle: str, backend: str, as_json: bool) -> None:
     with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
         ok = print_parity(program, as_json=as_json)
     sys.exit(0 if ok else 1)
+
+
+@main.command()
+@click.argument("bundle")
+@click.argument("data")
+@click.option("--backend", default="ort", show_default=True)
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="The first N of the data.")
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100, min_open=True),
+    default=PERCENTILE,
+    show_default=True,
+    help="Share of the values, in percent, within the percentile thresholds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_options
+def calibrate(
+    bundle: str,
+    data: str,
+    backend: str,
+    samples: Optional[int],
+    percentile: float,
+    as_json: bool,
+) -> None:
+    """Measure which values cross the cuts of BUNDLE, over DATA; keep that in its device folder.
+
+    DATA is a folder of images, an .npz file of arrays by input name, a dimension of samples in
+    front, or module:name of an iterable or of a function that returns one.
+    """
+    with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
+        calibrate_bundle(program, data, most=samples, percentile=percentile, as_json=as_json)
 
 
 @main.command()
