@@ -16,6 +16,7 @@ from calibration.collect import PERCENTILE
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
 from calibration.plans_cli import plan_record, print_plans
+from calibration.quality_cli import QualityOptions, quality_options, verify_quality
 from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
 from engines.backend import open_backend
@@ -64,12 +65,23 @@ def inspect(bundle: str, cut_id: Optional[str], target: Optional[str], as_json: 
 @main.command()
 @click.argument("bundle")
 @click.option("--backend", default="ort", show_default=True)
+@quality_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_options
-def verify(bundle: str, backend: str, as_json: bool) -> None:
-    """Replay the parity vectors through every cut; exit 1 if any error is over tolerance."""
-    with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
-        ok = print_parity(program, as_json=as_json)
+def verify(bundle: str, backend: str, as_json: bool, **quality: Any) -> None:
+    """Replay the parity vectors through every cut; exit 1 if any error is over tolerance.
+
+    With --data: run DATA through every cut and codec instead, and compare the results with those
+    of the float32 model; exit 1 if any error is above --limit. DATA is as `calibrate` takes it.
+    """
+    options = QualityOptions(**quality)
+    opened = Bundle.open(bundle)
+    if options.data is not None:
+        ok = verify_quality(opened, options, backend=backend, as_json=as_json)
+    else:
+        options.check_alone()
+        with Program(opened, open_backend(backend), fuse=False) as program:
+            ok = print_parity(program, as_json=as_json)
     sys.exit(0 if ok else 1)
 
 
