@@ -18,10 +18,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-__all__ = ["BURST", "ShapedLink", "delete_namespaces", "shaped_link", "steps_of"]
+__all__ = ["BURST", "PAYLOAD_SHARE", "ShapedLink", "delete_namespaces", "shaped_link", "steps_of"]
 
-BURST = "10kb"
-"""Token bucket depth. A deeper one would let whole frames through for free."""
+BURST = 10_000
+"""Deepest token bucket, in bytes. A deeper one would let whole frames through for free."""
+
+BURST_S = 1e-3
+"""What a bucket holds: so long of the rate, but at least two packets."""
+
+_SHALLOWEST = 3100
+
+PAYLOAD_SHARE = 1448 / 1514
+"""Payload of a full TCP segment by its size on Ethernet, as the token bucket counts it."""
 
 QUEUE_BYTES = 4_000_000
 """Longest queue of a station: a few frames, so that none drops and TCP never backs off."""
@@ -144,7 +152,8 @@ def steps_of(name: str, rate_mbps: float, *, half_duplex: bool, robots: int) -> 
 def _shaper(namespace: str, device: str, rate_mbps: float) -> list[str]:
     """Put a token bucket on a device, and below it queues that take turns, a packet each."""
     tc = f"tc -n {namespace} qdisc add dev {device}"
-    bucket = f"tbf rate {rate_mbps}mbit burst {BURST} limit {QUEUE_BYTES}"
+    burst = min(BURST, max(_SHALLOWEST, round(rate_mbps * 1e6 / 8 * BURST_S)))
+    bucket = f"tbf rate {rate_mbps}mbit burst {burst}b limit {QUEUE_BYTES}"
     return [f"{tc} root handle 1: {bucket}", f"{tc} parent 1:1 handle 2: htb default 99"]
 
 

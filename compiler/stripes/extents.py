@@ -22,7 +22,8 @@ from onnx import NodeProto
 
 from compiler.graph import Node
 from compiler.stripes.facts import Facts, RowAxis, Unstriped
-from compiler.stripes.rules import Rule, rule_of
+from compiler.stripes.rule import Rule
+from compiler.stripes.rules import rule_of
 from engines.stripes import RowsOf, StripeEnd
 
 __all__ = ["Extents", "Flow", "follow"]

@@ -135,6 +135,7 @@ class _Proof:
                 _part(values[name], tensors[name], tensors[name].upto(bound, striping.rows), None),
             )
             for name in frontier
+            if name in given  # inputs that cross are there as they are
         }
         return self._compare(f"the bottom of cut {manifest.cuts[cut.cut].id}", pairs)
 

@@ -15,11 +15,13 @@ import pytest
 from calibration.plan_text import plan_text
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
-from engines.errors import EngineError, ManifestError, SplitError
+from engines.errors import DeadlineError, EngineError, ManifestError, SplitError
 from engines.program import Program
 from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, sent
 from engines.stripe_runs import HeadRun
 from runtime import Result, Robot, Server
+from runtime.selector import Decision, Situation
+from runtime.transport import Stream
 from runtime.wire import Error, Kind, Part, Prepared, Welcome
 from runtime.wire import Result as WireResult
 from tests.runtime.helpers import FakeServer, Message, Peer, address, eventually
@@ -268,6 +270,41 @@ def test_a_frozen_server_costs_no_more_than_the_patience_and_nothing_twice(
         eventually(lambda: robot.link.under_way == 0, "nothing under way")
 
 
+@pytest.mark.parametrize("stripe", [0, 1, 4])
+@pytest.mark.parametrize("name", ["streamed-head", "two-sided"])
+def test_a_link_that_stalls_within_a_stripe(
+    dense: Bundle, server: Server, monkeypatch: pytest.MonkeyPatch, name: str, stripe: int
+) -> None:
+    """Half of the bytes leave, then the deadline comes: the peer must see no other message."""
+    text = plan_text(PLANS[name], dense.manifest)
+    inputs = striped_inputs()
+    expected = whole_outputs(dense, inputs)
+    with Robot(dense, server=address(server), cut=text, threads=1) as robot:
+        assert robot.prepare(text)
+        write = Stream.write
+        count = itertools.count()
+
+        def stalling(stream: Stream, buffers: Any, **more: Any) -> None:
+            if threading.current_thread().name == "splitrt-send" and next(count) == stripe:
+                data = b"".join(buffers)
+                write(stream, [data[: len(data) // 2]], **more)
+                raise DeadlineError("no progress in the time given")
+            write(stream, buffers, **more)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Stream, "write", stalling)
+            result = robot.infer(inputs)
+        _same(result, expected)
+        assert result.answered_by == "fallback"
+
+        def again() -> bool:
+            result = robot.infer(inputs)
+            _same(result, expected)
+            return result.mode == mode_of(PLANS[name]) and result.answered_by == "remote"
+
+        eventually(again, "a striped answer on a new connection")
+
+
 def test_a_server_that_fails_early_is_sent_no_more_and_told(dense: Bundle) -> None:
     """What is left of the request is cancelled, so that the server need not wait for it."""
     log: list[Message] = []
@@ -508,3 +545,25 @@ class TestInFlight:
     def test_numbers_that_cannot_be_are_refused(self, dense: Bundle, in_flight: int) -> None:
         with Robot(dense, threads=1) as robot, pytest.raises(SplitError, match="expected 1 to 8"):
             robot.stream([], in_flight=in_flight)
+
+
+def test_until_a_plan_is_prepared_the_best_serial_cut_is_taken(
+    dense: Bundle, server: Server
+) -> None:
+    plan, other = PLANS["two-sided"], 3
+    assert other != plan.cut
+
+    class Striping:
+        def decide(self, situation: Situation) -> Decision:
+            if situation.serial:
+                return Decision(other, "best serial cut", None)
+            return Decision(plan.cut, "best of all", None, plan)
+
+    inputs = striped_inputs()
+    with Robot(dense, server=address(server), threads=1) as robot:
+        robot._selector = Striping()
+        first = robot.infer(inputs)
+        assert first.cut == dense.manifest.cuts[other].id
+        assert first.reason == "best of all; stripes are being prepared"
+        assert robot.prepare(plan_text(plan, dense.manifest))
+        assert robot.infer(inputs).mode == "two-sided"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import struct
 import threading
 import tracemalloc
 import weakref
@@ -23,6 +24,7 @@ from engines.stripe_runs import HeadRun, TailRun
 from engines.striped import StripedProgram
 from runtime import Robot, Server, striped_request
 from runtime.payload import pack_tensors
+from runtime.striped_request import Receipt
 from runtime.wire import Error, Infer, Kind, Part, Prepare, Prepared, Result, Welcome
 from tests.runtime.helpers import PATIENCE_S, Message, Peer, address, eventually
 from tests.striped_toy import ROWS, striped_inputs, whole_outputs
@@ -138,8 +140,6 @@ class TestAsTheyCome:
 
 def _infer_bytes(plan: Any, stripe: int = 0, stripes: int = 5, cut: int = 0) -> bytes:
     """Write a first message that ``encode`` would refuse to write, with no payload."""
-    import struct
-
     meta = msgspec.msgpack.encode({"parts": [], "plan": plan})
     fixed = (b"SPRT", 1, 3, 0, 1, cut, stripe, stripes, 0, 0, len(meta), 0)
     return struct.pack("<4sBBHQIHHHHIQ", *fixed) + meta
@@ -289,8 +289,6 @@ class TestOutOfOrder:
     def test_a_stripe_of_another_size(
         self, dense: Bundle, server: Server, rows: Any, size: int
     ) -> None:
-        import struct
-
         with Peer.of(server) as peer:
             peer.greet(dense)
             _send(peer, dense, TWO, 3, rows[3], first=True)
@@ -361,6 +359,23 @@ class TestCutShort:
             eventually(lambda: runs, "a run")
         eventually(lambda: server.clients == 0, "no client")
         eventually(lambda: self._freed(runs), "no state kept")
+
+    def test_the_connection_is_lost_within_a_stripe(
+        self, dense: Bundle, server: Server, rows: Any, runs: Any
+    ) -> None:
+        meta = msgspec.msgpack.encode({"parts": [[0, rows[4]["x"].nbytes]]})
+        cut = int(dense.manifest.cuts[2].id, 16)
+        fixed = (b"SPRT", 1, 3, 0, 1, cut, 4, 5, 1, 0, len(meta), rows[4]["x"].nbytes)
+        message = struct.pack("<4sBBHQIHHHHIQ", *fixed) + meta + rows[4]["x"].tobytes()
+        for end in (20, 40, 45, 40 + len(meta), 40 + len(meta) + 1, len(message) - 1):
+            with Peer.of(server) as peer:
+                peer.greet(dense)
+                _send(peer, dense, TWO, 3, rows[3], first=True)
+                peer.say(message[:end])
+                eventually(lambda: runs, "a run")
+            eventually(lambda: server.clients == 0, "no client")
+            eventually(lambda: self._freed(runs), "no state kept")
+            runs.clear()
 
     def test_a_stripe_that_fails_is_answered_once_and_the_rest_is_dropped(
         self, dense: Bundle, server: Server, rows: Any, monkeypatch: pytest.MonkeyPatch
@@ -470,3 +485,11 @@ def test_the_parts_of_a_stripe_are_those_of_its_rows(dense: Bundle, server: Serv
         fields = {"request": 1, "cut": cut, "stripes": 5, "tensors": 1}
         peer.send(Kind.INFER, Infer(parts, HEAD), bytes(spec.nbytes + 4), **fields)
         assert f"at most {spec.nbytes} bytes" in peer.hear().meta.message
+
+
+def test_a_receipt_counts_what_was_there_early_at_the_pace_of_the_rest() -> None:
+    whole = Receipt(1000, 200, 0.8).plus(Receipt(1000, 1000, 0.0))
+    assert whole == Receipt(2000, 1200, 0.8)
+    assert whole.whole_s == 2.0
+    assert Receipt(1000, 1000, 0.1).whole_s == 0.1
+    assert Receipt().whole_s == 0.0

@@ -25,7 +25,7 @@ def test_half_duplex_is_one_bucket_that_every_station_is_led_through() -> None:
     buckets = [step for step in steps if " tbf " in step]
     assert len(buckets) == 1
     assert "dev shaper root" in buckets[0]
-    assert "rate 93.0mbit burst 10kb" in buckets[0]
+    assert "rate 93.0mbit burst 10000b" in buckets[0]
     led = [step.split()[6] for step in steps if step.endswith("mirred egress redirect dev shaper")]
     assert led == ["server", "robot0", "robot1"]
     queues = [step for step in steps if " bfifo " in step]
