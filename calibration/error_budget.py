@@ -4,20 +4,26 @@ For every sample the segments run once, as a chain. At every cut what crosses go
 codec that applies to it, and the rest of the model runs on what came back; the outputs are
 compared with the reference's. A lossless codec is checked to be lossless, value by value: its
 outputs are those of the chain, and nothing is run. Sums are kept, never outputs.
+
+Where a bundle has bounded divisions (lossy, ``--halo``), each is run as well, divided at its
+lowest, middle and highest bound; it goes by the name ``halo~ROWS`` in the place of a codec.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import (
     Any,
     Callable,
     Collection,
     Dict,
+    Iterator,
     List,
     Mapping,
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -27,19 +33,30 @@ from calibration.metrics import Metric
 from calibration.quality import SPEC, CodecQuality, QualityTable
 from calibration.samples import DataDigest, Samples
 from engines import codecs as registry
+from engines.bounded_runs import BoundedHeadRun, BoundedTailRun
 from engines.codecs import Codec, default_codec
 from engines.errors import CodecError, SourceError, SplitError
-from engines.manifest import Cut, Manifest
+from engines.manifest import Cut
 from engines.program import Program
+from engines.stripe_plans import BoundedPlan
+from engines.striped import StripedProgram
+from engines.stripes import BoundedCut
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["LOCAL", "measure_quality", "pareto", "usable_codecs"]
+__all__ = ["HALO", "LOCAL", "measure_quality", "pareto", "usable_codecs"]
 
 LOCAL = "none"
 """What stands for the codec of the last cut, where nothing crosses."""
 
+HALO = "halo~"
+"""What the name of a bounded division begins with, in the place of a codec's."""
+
 Outputs = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 """The reference: from inputs to outputs."""
+
+
+Key = Tuple[int, str]
+"""Index of a cut, and what stands for a codec."""
 
 
 class _Sum:
@@ -48,14 +65,16 @@ class _Sum:
     def __init__(self, *, lossless: bool) -> None:
         self.lossless = lossless
         self.bytes = 0
-        self.samples = 0
+        self.runs = 0
         self.total = 0.0
         self.largest = 0.0
 
-    def add(self, error: float) -> None:
-        self.samples += 1
+    def add(self, error: float, size: int = 0) -> None:
+        """Count one run."""
+        self.runs += 1
         self.total += error
         self.largest = max(self.largest, error)
+        self.bytes += size
 
 
 class _Coded(NamedTuple):
@@ -139,39 +158,15 @@ def measure_quality(
     manifest = program.bundle.manifest
     for cut_id in cuts or ():
         manifest.cut(cut_id)
-    sums: Dict[Tuple[int, str], _Sum] = {}
-    unfit: Dict[Tuple[int, str], str] = {}
     digest = DataDigest()
     done = 0
-    for sample in samples:
-        digest.add(sample.inputs)
-        expected = reference(sample.inputs)
-        exact: List[_Sum] = []
-        for index, env in program.frontiers(sample.inputs):
-            cut = manifest.cuts[index]
-            if index == program.last:
-                local = sums.setdefault((index, LOCAL), _Sum(lossless=True))
-                error = metric(program.outputs(env), expected)
-                for one in (local, *exact):
-                    one.add(error)
-                continue
-            if cuts is not None and cut.id not in cuts:
-                continue
-            for codec in codecs:
-                key = (index, codec.name)
-                coded = None if key in unfit else _through(codec, manifest, cut, env, key, unfit)
-                if coded is None:
-                    sums.pop(key, None)
-                    continue
-                one = sums.setdefault(key, _Sum(lossless=codec.lossless))
-                one.bytes += coded.bytes
-                if codec.lossless:
-                    exact.append(one)
-                    continue
-                outputs = program.outputs(program.run({**env, **coded.tensors}, index))
-                one.add(metric(outputs, expected))
-        done += 1
-        progress(done, samples.size)
+    with contextlib.closing(StripedProgram(program)) as forms:
+        budget = _Budget(forms, metric, codecs, cuts)
+        for sample in samples:
+            digest.add(sample.inputs)
+            budget.add(sample.inputs, reference(sample.inputs))
+            done += 1
+            progress(done, samples.size)
     if not done:
         raise SourceError(f"{samples.name}: expected at least one sample, found none")
     return QualityTable(
@@ -182,20 +177,102 @@ def measure_quality(
         metric=name,
         data=digest.hexdigest(),
         samples=done,
-        rows=tuple(
-            CodecQuality(
-                cut=manifest.cuts[index].id,
-                codec=codec_name,
-                metric=name,
-                error=one.total / one.samples,
+        rows=tuple(budget.rows(name)),
+    )
+
+
+class _Budget:
+    """The sums so far, by cut and codec."""
+
+    def __init__(
+        self,
+        forms: StripedProgram,
+        metric: Metric,
+        codecs: Collection[Codec],
+        cuts: Optional[Collection[str]],
+    ) -> None:
+        self._forms = forms
+        self._program = forms.program
+        self._manifest = forms.manifest
+        self._metric = metric
+        self._codecs = codecs
+        striping = self._manifest.striping if forms.offered else None
+        bounded = () if striping is None else striping.bounded
+        ids = [cut.id for cut in self._manifest.cuts]
+        self._cuts = {n for n, cut_id in enumerate(ids) if cuts is None or cut_id in cuts}
+        self._bounded = [one for one in bounded if one.cut in self._cuts]
+        self._sums: Dict[Key, _Sum] = {}
+        self._unfit: Set[Key] = set()
+
+    def add(self, inputs: Mapping[str, Array], expected: Mapping[str, Array]) -> None:
+        """Run one sample through everything."""
+        program = self._program
+        exact: List[_Sum] = []
+        for index, env in program.frontiers(inputs):
+            if index == program.last:
+                exact.append(self._sum((index, LOCAL), lossless=True))
+                error = self._metric(program.outputs(env), expected)
+                for one in exact:
+                    one.add(error)
+            elif index in self._cuts:
+                exact += self._cut(self._manifest.cuts[index], env, expected)
+        for bounded in self._bounded:
+            one = self._sum((bounded.cut, f"{HALO}{bounded.halo}"), lossless=False)
+            for outputs, size in _divided(self._forms, bounded, inputs):
+                one.add(self._metric(outputs, expected), size)
+
+    def rows(self, metric: str) -> Iterator[CodecQuality]:
+        """Yield what was measured, by cut, then codec."""
+        for (index, codec), one in sorted(self._sums.items()):
+            yield CodecQuality(
+                cut=self._manifest.cuts[index].id,
+                codec=codec,
+                metric=metric,
+                error=one.total / one.runs,
                 largest=one.largest,
-                bytes=one.bytes / done,
+                bytes=one.bytes / one.runs,
                 lossless=one.lossless,
             )
-            for (index, codec_name), one in sorted(sums.items())
-            if one.samples
-        ),
-    )
+
+    def _cut(
+        self, cut: Cut, env: Mapping[str, Array], expected: Mapping[str, Array]
+    ) -> Iterator[_Sum]:
+        """Send what crosses through every codec; yield those that lose nothing, not yet added."""
+        for codec in self._codecs:
+            key = (cut.index, codec.name)
+            if key in self._unfit:
+                continue
+            coded = _through(codec, self._manifest.specs(cut.tensors), cut.id, env)
+            if coded is None:
+                self._unfit.add(key)
+                self._sums.pop(key, None)
+                continue
+            one = self._sum(key, lossless=codec.lossless)
+            one.bytes += coded.bytes
+            if codec.lossless:
+                yield one
+                continue
+            outputs = self._program.run({**env, **coded.tensors}, cut.index)
+            one.add(self._metric(self._program.outputs(outputs), expected))
+
+    def _sum(self, key: Key, *, lossless: bool) -> _Sum:
+        return self._sums.setdefault(key, _Sum(lossless=lossless))
+
+
+def _divided(
+    forms: StripedProgram, bounded: BoundedCut, inputs: Mapping[str, Array]
+) -> "Iterator[Tuple[Dict[str, Array], int]]":
+    """Run a bounded division at a few bounds; yield the outputs, and the bytes that crossed."""
+    middle = (bounded.least + bounded.most) // 2 // bounded.band * bounded.band
+    for bound in sorted({bounded.least, max(middle, bounded.least), bounded.most}):
+        plan = BoundedPlan(cut=bounded.cut, bound=bound, halo=bounded.halo)
+        head, tail = BoundedHeadRun(forms, plan, inputs), BoundedTailRun(forms, plan)
+        raw = {name: np.ascontiguousarray(rows) for name, rows in head.raw().items()}
+        tail.take(1, raw)
+        rows = head.run()
+        outputs = tail.take(0, rows)
+        assert outputs is not None, "both messages were taken"
+        yield outputs, sum(array.nbytes for array in (*raw.values(), *rows.values()))
 
 
 def pareto(points: "List[Tuple[float, float]]") -> List[int]:
@@ -214,32 +291,27 @@ def pareto(points: "List[Tuple[float, float]]") -> List[int]:
 
 
 def _through(
-    codec: Codec,
-    manifest: Manifest,
-    cut: Cut,
-    env: Mapping[str, Array],
-    key: Tuple[int, str],
-    unfit: Dict[Tuple[int, str], str],
+    codec: Codec, specs: Sequence[TensorSpec], cut: str, env: Mapping[str, Array]
 ) -> Optional[_Coded]:
-    """Send what crosses through a codec; none where it applies to nothing of it."""
-    specs = manifest.specs(cut.tensors)
-    mine = [spec for spec in specs if codec.applies(spec)]
-    if not mine:
-        unfit[key] = "applies to no tensor"
+    """Send what crosses through a codec; none where it applies to nothing of it.
+
+    Raises:
+        SplitError: A codec that says that it is lossless changes values.
+    """
+    if not any(codec.applies(spec) for spec in specs):
         return None
     tensors: Dict[str, Array] = {}
     size = 0
     for spec in specs:
-        chosen = codec if spec in mine else default_codec(spec)
+        chosen = codec if codec.applies(spec) else default_codec(spec)
         try:
             tensors[spec.name], taken = _round_trip(chosen, spec, env[spec.name])
-        except CodecError as exc:  # values that this codec has no bytes for
-            unfit[key] = str(exc)
+        except CodecError:  # values that this codec has no bytes for
             return None
         size += taken
         if chosen.lossless and not _same(tensors[spec.name], env[spec.name]):
             raise SplitError(
-                f"codec {chosen.name}, cut {cut.id}: says that it is lossless, and changes "
+                f"codec {chosen.name}, cut {cut}: says that it is lossless, and changes "
                 f"{spec.name!r}; this is an error of the codec"
             )
     return _Coded(tensors, size)

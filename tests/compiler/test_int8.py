@@ -397,6 +397,23 @@ def test_plans_of_a_quantised_graph(compile_):
     assert (target.precision, target.compute_capabilities) == ("int8", ("sm86", "sm89"))
 
 
+def test_bounded_divisions_are_in_the_error_budget(compile_, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
+    deep = [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 32 * 8, 10)]
+    built = nn.Sequential(*layers, *deep).eval(), (torch.zeros(1, 3, 32, 8),)
+    bundle = compile_(built, precision="fp32", halo=(1,))
+    assert bundle.manifest.striping.bounded
+    done = CliRunner().invoke(
+        bundle_main, ["verify", str(bundle.folder), "--data", str(tmp_path / "data.npz"), "--json"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["codec"].startswith("halo~")]
+    assert {row["codec"] for row in rows} == {"halo~1"}
+    assert all(row["bytes"] > 0 for row in rows)
+    assert any(row["error"] > 1e-6 for row in rows)
+
+
 def test_command_line(tmp_path):
     np.savez(tmp_path / "d.npz", x=floats(9, 1, 4, 8, 8))
     out = tmp_path / "m.bundle"
