@@ -64,10 +64,6 @@ MAX_IN_FLIGHT = 8
 
 _LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
-_QUEUE_WEIGHT = 0.3
-_QUEUE_FADES = 0.95
-"""An inference without the server learns nothing of its queue: what was known of it fades, so
-that a queue of long ago does not keep the robot away for ever."""
 
 
 class Robot:
@@ -120,7 +116,6 @@ class Robot:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._plans: Optional[Tuple[Table, Optional[PreparedPlans]]] = None
-        self._queue_s = 0.0
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
             self.bundle,
@@ -253,9 +248,6 @@ class Robot:
             answer, why = self._ask(course, decision)
             waited_s = time.monotonic() - again
             reason = reason if answer is not None else f"{reason}; {why}"
-        else:
-            with self._lock:
-                self._queue_s *= _QUEUE_FADES
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
         if answer is not None:
@@ -323,8 +315,6 @@ class Robot:
             return None, str(exc)
         if answer is None:
             return None, f"no answer within {patience_s * 1e3:.0f} ms"
-        with self._lock:
-            self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
         return answer, ""
 
     def _patience(self, decision: Decision) -> float:
@@ -343,8 +333,9 @@ class Robot:
     def _situation(self) -> Situation:
         link = self.link
         if link is None or not link.up:
-            return Situation(None, None, self._queue_s)
-        return Situation(self._plans_of(link.server_table), link.estimator.estimate, self._queue_s)
+            return Situation(None, None, 0.0)
+        estimate = link.estimate
+        return Situation(self._plans_of(link.server_table), estimate, estimate.queue_s)
 
     def _plans_of(self, server: Optional[Table]) -> Optional[PreparedPlans]:
         """Prepare all plans, once for each table that a server sent."""
@@ -382,7 +373,7 @@ class Robot:
         else:  # computing and sending overlap: see calibration.prepared for their power
             link_s = max(course.sending_s, receive_s)
             idle_s = latency_s - robot_s - link_s
-        estimate = None if self.link is None else self.link.estimator.estimate
+        estimate = None if self.link is None else self.link.estimate
         return Result(
             outputs=outputs,
             seq=number,
