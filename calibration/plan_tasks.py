@@ -8,6 +8,8 @@ The order of the tasks is the order in which each side serves them, as the runti
 - *The server* takes things as they come: first the head for the raw stripes, then its own striped
   segments (up to ``until``) for the robot's stripes, then those for its own, which lie further
   down; then all that is left, whole.
+- *Bounded plan.* The robot computes its rows of the head and the halo below them while the raw
+  rows go out; the server its own with the halo above them, then what follows the cut, whole.
 - *Row plan.* Both sides compute what comes before the cut, then each its own rows.
 
 A serial cut is a plan of one stripe.
@@ -22,7 +24,16 @@ from calibration.predictor import encoded_bytes
 from calibration.schedule import LINK, ROBOT, ROBOT_CODEC, SERVER, SERVER_CODEC, Task
 from calibration.segment_times import SegmentTimes
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan, RowPlan, StripePlan, raw_span, returned, sent
+from engines.stripe_plans import (
+    BoundedPlan,
+    Plan,
+    RowPlan,
+    StripePlan,
+    bounded_of,
+    raw_span,
+    returned,
+    sent,
+)
 from engines.stripes import Striping
 
 __all__ = ["CodecSpeed", "Pricer", "Work"]
@@ -97,6 +108,8 @@ class Pricer:
         """Return the tasks of a striped plan."""
         if isinstance(plan, RowPlan):
             return self._rows(plan)
+        if isinstance(plan, BoundedPlan):
+            return self._bounded(plan)
         return self._stripes(plan)
 
     # -- stripes -----------------------------------------------------------------------------
@@ -193,6 +206,25 @@ class Pricer:
         build.compute(ROBOT, side_s(self._robot, plan.bound - split.mean_lag))
         below = split.rows - plan.bound + split.mean_extra
         answer = build.serve(side_s(self._server, below), (here,))
+        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        return build.work()
+
+    # -- bounded -----------------------------------------------------------------------------
+
+    def _bounded(self, plan: BoundedPlan) -> Work:
+        manifest, striping, build = self._manifest, self._striping(), _Builder(self._codecs)
+        bounded = bounded_of(plan, striping)
+        head = manifest.cuts[plan.cut].robot_segments
+
+        def head_s(times: SegmentTimes, rows: int) -> float:
+            return sum(times.stripe_s(index, rows / striping.rows) for index in head)
+
+        ready = build.compute(ROBOT, head_s(self._robot, bounded.top(plan.bound, striping.rows)))
+        raw = build.up(encoded_bytes(sent(plan, manifest, 1)), ())
+        here = build.up(encoded_bytes(sent(plan, manifest, 0)), (ready,))
+        below = striping.rows - bounded.bottom(plan.bound)
+        there = build.serve(head_s(self._server, below), (raw,))
+        answer = build.serve(_whole(self._server, self._others(head)), (here, there))
         build.down(encoded_bytes(returned(plan, manifest)), (answer,))
         return build.work()
 

@@ -7,6 +7,8 @@
     CUT/32-96-224          stripes that end at these rows of the input
     offload/4              the input in 4 stripes
     rows:CUT@96            the robot computes the outputs above row 96, the server the others
+    halo:CUT@96~16         lossy: the robot computes the head above row 96, the server below it,
+                           each with 16 rows more of the input and nothing of the rest
 
 CUT is the id of a cut, or ``offload`` for the first one.
 """
@@ -19,22 +21,26 @@ from typing import Optional, Tuple
 from calibration.plans import deeper_cuts, even_plan
 from engines.errors import ManifestError
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan, RowPlan, StripePlan, trouble
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, StripePlan, trouble
 from engines.stripes import Striping
 
 __all__ = ["PLAN_FORMS", "is_plan_text", "parse_plan", "plan_text"]
 
-PLAN_FORMS = "CUT/STRIPES, CUT/STRIPES:ROBOT, CUT/ROW-ROW-..., each with ,until=CUT; rows:CUT@ROW"
+PLAN_FORMS = (
+    "CUT/STRIPES, CUT/STRIPES:ROBOT, CUT/ROW-ROW-..., each with ,until=CUT; rows:CUT@ROW; "
+    "halo:CUT@ROW~ROWS"
+)
 
 _STRIPES = re.compile(
     r"(?P<cut>[^/@:,]+)/(?P<bounds>\d+(-\d+)*)(:(?P<robot>\d+))?(,until=(?P<until>[^/@:,]+))?"
 )
 _ROWS = re.compile(r"rows:(?P<cut>[^/@:,]+)@(?P<bound>\d+)")
+_HALO = re.compile(r"halo:(?P<cut>[^/@:,]+)@(?P<bound>\d+)~(?P<halo>\d+)")
 
 
 def is_plan_text(text: str) -> bool:
     """Whether a text is meant as a striped plan rather than as the name of a cut."""
-    return "/" in text or text.startswith("rows:")
+    return "/" in text or text.startswith(("rows:", "halo:"))
 
 
 def parse_plan(text: str, manifest: Manifest) -> Plan:
@@ -44,7 +50,8 @@ def parse_plan(text: str, manifest: Manifest) -> Plan:
         ManifestError: Not one, or not one for this bundle.
     """
     stripes, rows = _STRIPES.fullmatch(text), _ROWS.fullmatch(text)
-    if stripes is None and rows is None:
+    halo = _HALO.fullmatch(text)
+    if stripes is None and rows is None and halo is None:
         raise ManifestError(f"plan {text!r}: expected {PLAN_FORMS}")
     striping = manifest.striping
     if striping is None:
@@ -55,6 +62,9 @@ def parse_plan(text: str, manifest: Manifest) -> Plan:
     plan: Plan
     if rows is not None:
         plan = RowPlan(cut=_cut(rows["cut"], manifest), bound=int(rows["bound"]))
+    elif halo is not None:
+        bound, beyond = int(halo["bound"]), int(halo["halo"])
+        plan = BoundedPlan(cut=_cut(halo["cut"], manifest), bound=bound, halo=beyond)
     else:
         assert stripes is not None
         plan = _stripe_plan(stripes, manifest, striping, text)
@@ -69,6 +79,8 @@ def plan_text(plan: Plan, manifest: Manifest) -> str:
     cut = manifest.cuts[plan.cut].id
     if isinstance(plan, RowPlan):
         return f"rows:{cut}@{plan.bound}"
+    if isinstance(plan, BoundedPlan):
+        return f"halo:{cut}@{plan.bound}~{plan.halo}"
     robot = f":{plan.robot}" if plan.two_sided else ""
     until = f",until={manifest.cuts[plan.until].id}"
     explicit = "-".join(str(bound) for bound in plan.bounds)

@@ -7,15 +7,31 @@ most: plans of every kind and cut take turns until there are enough, the likelie
 from __future__ import annotations
 
 from itertools import zip_longest
-from typing import Dict, Iterable, Iterator, List, Sequence, Tuple
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from msgspec.structs import replace
 
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, trouble
-from engines.stripes import RowSplit, StripedCut, Striping, even_bounds
+from engines.stripe_plans import (
+    BoundedPlan,
+    Plan,
+    RowPlan,
+    StripePlan,
+    bounded_of,
+    mode_of,
+    trouble,
+)
+from engines.stripes import BoundedCut, RowSplit, StripedCut, Striping, even_bounds
 
-__all__ = ["COUNTS", "MOST_PLANS", "candidate_plans", "deeper_cuts", "even_plan", "neighbours"]
+__all__ = [
+    "COUNTS",
+    "MOST_PLANS",
+    "bounded_plans",
+    "candidate_plans",
+    "deeper_cuts",
+    "even_plan",
+    "neighbours",
+]
 
 COUNTS = (4, 2, 8, 3, 6, 12, 16)
 """Numbers of stripes, the likelier ones first: more overlap better and launch more."""
@@ -42,8 +58,17 @@ _ROW_HALVINGS = 5
 """So 33 bounds: the best of them is at most 1.6% of the height off."""
 
 
-def candidate_plans(manifest: Manifest, *, most: int = MOST_PLANS) -> Tuple[Plan, ...]:
-    """Return valid striped plans, none twice; nothing for a bundle without stripes."""
+def candidate_plans(
+    manifest: Manifest, *, most: int = MOST_PLANS, least_halo: Optional[int] = None
+) -> Tuple[Plan, ...]:
+    """Return valid striped plans, none twice; nothing for a bundle without stripes.
+
+    Args:
+        manifest: The bundle's manifest.
+        most: Most plans to return.
+        least_halo: Fewest rows of halo with which lossy plans are among them; none for no lossy
+            plans.
+    """
     striping = manifest.striping
     if striping is None:
         return ()
@@ -54,6 +79,8 @@ def candidate_plans(manifest: Manifest, *, most: int = MOST_PLANS) -> Tuple[Plan
         sources.append(_streamed(striping, manifest, striped.cut, deeper))
         if striped.entry is not None:
             sources.append(_two_sided(striping, manifest, striped.cut, deeper))
+    if least_halo is not None:
+        sources += [bounded_plans(bounded) for bounded in striping.bounded_from(least_halo)]
     found: Dict[Plan, None] = {}
     for turn in zip_longest(*sources):
         for plan in turn:
@@ -94,11 +121,15 @@ def neighbours(plan: Plan, manifest: Manifest, part: float) -> Iterator[Plan]:
     striping = manifest.striping
     assert striping is not None, "a plan for a bundle without stripes"
     others: List[Plan] = []
-    if isinstance(plan, RowPlan):
-        split = striping.row_split(plan.cut)
-        assert split is not None, "a plan without a row split"
-        step = max(1, round(part * split.rows / split.band)) * split.band
-        others += [RowPlan(cut=plan.cut, bound=plan.bound + by) for by in (-step, step)]
+    if not isinstance(plan, StripePlan):
+        if isinstance(plan, RowPlan):
+            split = striping.row_split(plan.cut)
+            assert split is not None, "a plan without a row split"
+            band, rows = split.band, split.rows
+        else:
+            band, rows = bounded_of(plan, striping).band, striping.rows
+        step = max(1, round(part * rows / band)) * band
+        others += [replace(plan, bound=plan.bound + by) for by in (-step, step)]
     else:
         band, _, _ = striping.limits(manifest.cuts[plan.until].robot_segments)
         step = max(1, round(part * striping.rows / band)) * band
@@ -177,11 +208,20 @@ def _two_sided(
 
 
 def _row_plans(split: RowSplit) -> Iterator[RowPlan]:
+    for bound in _spread(split.least, split.most, split.band):
+        yield RowPlan(cut=split.cut, bound=bound)
+
+
+def bounded_plans(bounded: BoundedCut) -> Iterator[BoundedPlan]:
+    """Yield the plans of a bounded division; some of them perhaps twice."""
+    for bound in _spread(bounded.least, bounded.most, bounded.band):
+        yield BoundedPlan(cut=bounded.cut, bound=bound, halo=bounded.halo)
+
+
+def _spread(least: int, most: int, band: int) -> Iterator[int]:
     """Yield bounds from one end to the other, then those half-way between, and so on."""
-    span = split.most - split.least
     parts = [0.0, 1.0]
     for halves in range(1, _ROW_HALVINGS + 1):
         parts += [step / 2**halves for step in range(1, 2**halves, 2)]
     for part in parts:
-        wanted = split.least + span * part
-        yield RowPlan(cut=split.cut, bound=round(wanted / split.band) * split.band)
+        yield round((least + (most - least) * part) / band) * band

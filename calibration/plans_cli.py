@@ -10,15 +10,16 @@ from rich.console import Console
 from rich.table import Table
 
 from engines.manifest import Manifest
-from engines.plans import PlanHeader
+from engines.plans import ROWS, PlanHeader
 
-__all__ = ["is_half", "plan_record", "print_plans"]
+__all__ = ["part_of", "plan_record", "print_plans"]
 
 
-def is_half(header: PlanHeader, manifest: Manifest) -> bool:
-    """Say whether a plan is that of a fused half; else it is a segment's."""
-    names = (PurePosixPath(segment.file).name for segment in manifest.segments)
-    return header.onnx not in names
+def part_of(header: PlanHeader, manifest: Manifest) -> str:
+    """Say what a plan is of: ``segment``, ``form`` (a striped one) or ``half`` (a fused one)."""
+    if header.onnx in (PurePosixPath(segment.file).name for segment in manifest.segments):
+        return "segment"
+    return "form" if ROWS in header.options else "half"
 
 
 def plan_record(
@@ -27,7 +28,7 @@ def plan_record(
     """Return what is known of a plan, as JSON has it."""
     record: Dict[str, Any] = {
         "onnx": header.onnx,
-        "part": "half" if is_half(header, manifest) else "segment",
+        "part": part_of(header, manifest),
         "bytes": header.size,
         "precision": header.precision,
         "fingerprint": {"backend": header.fingerprint.backend, **header.fingerprint.fields},
@@ -45,9 +46,9 @@ def print_plans(headers: Sequence[PlanHeader], manifest: Manifest) -> None:
     table.add_column("graph", no_wrap=True)
     for title in ("part", "bytes", "precision", "build s", "valid for"):
         table.add_column(title)
-    totals: Dict[str, List[int]] = {"segment": [], "half": []}
+    totals: Dict[str, List[int]] = {"segment": [], "half": [], "form": []}
     for header in headers:
-        part = "half" if is_half(header, manifest) else "segment"
+        part = part_of(header, manifest)
         totals[part].append(header.size)
         table.add_row(
             header.onnx,
@@ -59,9 +60,10 @@ def print_plans(headers: Sequence[PlanHeader], manifest: Manifest) -> None:
         )
     Console().print(table)
     seconds = sum(header.build_s for header in headers)
-    segments, halves = totals["segment"], totals["half"]
+    segments, halves, forms = totals["segment"], totals["half"], totals["form"]
+    striped = f"; {len(forms)} of striped forms, {sum(forms)} bytes" if forms else ""
     click.echo(
-        f"{len(headers)} plans, {sum(segments + halves)} bytes, built in {seconds:.2f} s: "
+        f"{len(headers)} plans, {sum(segments + halves + forms)} bytes, built in {seconds:.2f} s: "
         f"{len(segments)} of segments, {sum(segments)} bytes; "
-        f"{len(halves)} of halves, {sum(halves)} bytes"
+        f"{len(halves)} of halves, {sum(halves)} bytes{striped}"
     )

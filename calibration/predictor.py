@@ -11,6 +11,7 @@ last cut runs on the robot alone and needs no link. ``calibration.schedule`` and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import List, Optional, Sequence
 
@@ -18,14 +19,17 @@ import numpy as np
 
 from engines.codecs import default_codec
 from engines.manifest import Manifest
-from engines.stripe_plans import Plan
+from engines.stripe_plans import Plan, is_lossy
 from engines.tensors import Array, TensorSpec
 
 __all__ = ["MODES", "CutCosts", "Prediction", "cut_costs", "encoded_bytes"]
 
-MODES = ("local", "frame", "split", "streamed-head", "streamed-raw", "two-sided", "rows")
-"""What an inference can be: all on the robot; the coded frame sent; a serial split; and the four
-ways of ``engines.stripe_plans``."""
+MODES = (
+    *("local", "frame", "split", "streamed-head", "streamed-raw", "two-sided", "rows"),
+    "bounded",
+)
+"""What an inference can be: all on the robot; the coded frame sent; a serial split; and the five
+ways of ``engines.stripe_plans``, of which the last is lossy."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Prediction:
         plan: How it is striped; none for a serial cut.
         bytes_up: Bytes that the robot sends.
         bytes_down: Bytes that the server returns.
+        period_s: From one answer to the next where as many inferences are under way as are
+            wanted: the longest that robot, link or server is busy with one.
     """
 
     cut: int
@@ -77,6 +83,17 @@ class Prediction:
     plan: Optional[Plan] = None
     bytes_up: int = 0
     bytes_down: int = 0
+    period_s: float = math.inf
+
+    @property
+    def rate_hz(self) -> float:
+        """Inferences a second, where as many are under way as are wanted."""
+        return 1.0 / self.period_s if self.period_s > 0 else math.inf
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the result may differ from what the model gives."""
+        return is_lossy(self.plan)
 
 
 def encoded_bytes(specs: Sequence[TensorSpec]) -> int:

@@ -11,13 +11,16 @@ as the radio draws what it draws beside the processor. So
     energy = compute x robot time + communicate x link time + idle x (latency - both)
 
 which for a serial cut is what each part takes at its own power. Coding is free of charge.
+
+With enough inferences under way, one at a time comes out of the busiest of robot, link and server
+(and their codecs): the *period*. With at most n of them it is at least the latency over n.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -33,7 +36,7 @@ from engines.tensors import Array
 
 __all__ = ["OBJECTIVES", "Choice", "PreparedPlans"]
 
-OBJECTIVES = ("latency", "energy")
+OBJECTIVES = ("latency", "energy", "rate")
 
 _REFINE_BPS = tuple(float(bps) for bps in np.geomspace(2e6, 5e8, 6))
 _REFINE_RTT_S = 0.002
@@ -42,6 +45,9 @@ _REFINE_PARTS = (1 / 12, 1 / 24, 1 / 48)
 
 _PROMISING = 1.05
 """A mode is refined where its best plan takes at most so many times as long as the best of all."""
+
+_SAME = 1e-9
+"""Periods that differ by a smaller part are equal: sums in another order differ as much."""
 
 _WORTHWHILE = 0.995
 """A refined plan is kept where it takes at most this part of the time."""
@@ -80,7 +86,9 @@ class PreparedPlans:
     """Every choice for one pair of tables. Safe across threads.
 
     The serial cuts come first, by index, those that may not be used among them (at an infinite
-    cost), then the striped plans. Where two are equally good, the earlier one is taken.
+    cost), then the striped plans. Where two are equally good, the earlier one is taken. What it
+    was made of can be read: ``manifest``, ``robot``, ``server``, ``power``,
+    ``least_halo``.
 
     Args:
         manifest: The bundle's manifest.
@@ -90,6 +98,9 @@ class PreparedPlans:
         plans: Striped plans to choose among; by default those of ``calibration.plans`` and
             better ones near the best of them.
         codecs: What coding costs.
+        least_halo: Fewest rows of halo with which lossy plans are among those by default; none
+            for no lossy plans.
+        usable: Says of a valid plan whether it can be carried out; by default all can.
     """
 
     def __init__(
@@ -101,18 +112,24 @@ class PreparedPlans:
         *,
         plans: Optional[Sequence[Plan]] = None,
         codecs: CodecSpeed = CodecSpeed(),
+        least_halo: Optional[int] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
-        self._manifest = manifest
-        self._power = power
+        self.manifest = self._manifest = manifest
+        self.robot, self.server = robot, server
+        self.power = self._power = power
+        self.least_halo = least_halo
         self._pricer = Pricer(manifest, robot, server, codecs)
         self._local = len(manifest.cuts) - 1
         self._others: Dict[Plan, Choice] = {}
         found = [self._serial(cut.index) for cut in manifest.cuts]
-        found += [
-            self._striped(p) for p in (candidate_plans(manifest) if plans is None else plans)
-        ]
-        if plans is None:
-            found += self._refined(found)
+        refine, plans = plans is None, plans or ()
+        if refine:
+            plans = candidate_plans(manifest, least_halo=least_halo)
+            plans = tuple(plan for plan in plans if usable(plan))
+        found += [self._striped(plan) for plan in plans]
+        if refine:
+            found += [c for c in self._refined(found) if c.plan is None or usable(c.plan)]
         self.choices: Tuple[Choice, ...] = tuple(found)
         self._numbers = {c.plan: i for i, c in enumerate(found) if c.plan is not None}
         self._stack()
@@ -140,19 +157,67 @@ class PreparedPlans:
         latencies: Array = np.maximum.reduceat(ways, self._starts)
         return latencies
 
+    def expected(
+        self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0
+    ) -> Tuple[Array, Array]:
+        """Return the mean latency and the mean energy of every choice over some goodputs.
+
+        Args:
+            goodputs_bps: Payload bits per second, all above 0, each as likely as the others.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+
+        Returns:
+            Seconds and joules; both infinite where a choice is not possible.
+        """
+        per_bit_s = 1.0 / np.asarray(goodputs_bps, np.float64)
+        fixed = self._seconds + self._round_trips * rtt_s
+        if queue_s:
+            fixed += self._queues * queue_s
+        ways = np.multiply.outer(per_bit_s, self._bits)
+        ways += fixed
+        latencies: Array = np.maximum.reduceat(ways, self._starts, axis=1).mean(axis=0)
+        return latencies, self._energies_j(latencies, float(per_bit_s.mean()), rtt_s)
+
+    def needed_bps(self, limit_s: float, rtt_s: float, queue_s: float = 0.0) -> Array:
+        """Return the least goodput at which every choice takes no longer than a limit.
+
+        0 where it needs no link, infinite where no goodput is enough.
+        """
+        left_s = limit_s - self._seconds - self._round_trips * rtt_s - self._queues * queue_s
+        enough = np.full(left_s.shape, np.inf)
+        np.divide(self._bits, left_s, out=enough, where=left_s > 0)
+        enough[(left_s >= 0) & (self._bits == 0)] = 0.0
+        needed: Array = np.maximum.reduceat(enough, self._starts)
+        return needed
+
     def costs(
         self,
         goodput_bps: Optional[float],
         rtt_s: float,
         queue_s: float = 0.0,
         objective: str = "latency",
+        in_flight: Optional[int] = None,
     ) -> Array:
-        """Return what every choice costs: seconds, or joules on the robot."""
+        """Return what every choice costs: seconds, joules on the robot, or seconds a result.
+
+        Args:
+            goodput_bps: Payload bits per second; none where there is no link.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+            objective: One of :data:`OBJECTIVES`.
+            in_flight: Inferences under way at a time, for the rate; none for enough of them.
+        """
         assert objective in OBJECTIVES, f"objective {objective!r}"
         latencies = self.latencies_s(goodput_bps, rtt_s, queue_s)
         if objective == "latency":
             return latencies
-        link_s = self._sent_bits * (1.0 / goodput_bps if goodput_bps else 0.0)
+        if objective == "rate":
+            return self._periods_s(latencies, goodput_bps, in_flight)
+        return self._energies_j(latencies, 1.0 / goodput_bps if goodput_bps else 0.0, rtt_s)
+
+    def _energies_j(self, latencies: Array, per_bit_s: float, rtt_s: float) -> Array:
+        link_s = self._sent_bits * per_bit_s
         link_s += self._linked * rtt_s
         possible = np.isfinite(latencies)
         energies = self._power.idle * np.where(possible, latencies, 0.0)
@@ -166,12 +231,20 @@ class PreparedPlans:
         rtt_s: float,
         queue_s: float = 0.0,
         objective: str = "latency",
+        in_flight: Optional[int] = None,
     ) -> Prediction:
-        """Return the best choice; without a goodput, the robot alone."""
+        """Return the best choice; without a goodput, the robot alone. See :meth:`costs`.
+
+        Of those that are equally good for ``rate`` it is the one of least latency.
+        """
         number = self._local
         if goodput_bps:
-            number = int(np.argmin(self.costs(goodput_bps, rtt_s, queue_s, objective)))
-        return self._prediction(self.choices[number], goodput_bps, rtt_s, queue_s)
+            costs = self.costs(goodput_bps, rtt_s, queue_s, objective, in_flight)
+            if objective == "rate":
+                latencies = self.latencies_s(goodput_bps, rtt_s, queue_s)
+                costs = np.where(costs <= costs.min() * (1 + _SAME), latencies, np.inf)
+            number = int(np.argmin(costs))
+        return self._prediction(self.choices[number], goodput_bps, rtt_s, queue_s, in_flight)
 
     def predict(
         self,
@@ -181,6 +254,7 @@ class PreparedPlans:
         goodput_bps: Optional[float],
         rtt_s: float,
         queue_s: float = 0.0,
+        in_flight: Optional[int] = None,
     ) -> Prediction:
         """Return what a serial cut or a plan is expected to take, whether it is a choice or not.
 
@@ -190,8 +264,10 @@ class PreparedPlans:
             goodput_bps: Payload bits per second; none where there is no link.
             rtt_s: Round trip in seconds.
             queue_s: Expected wait at the server in seconds.
+            in_flight: Inferences under way at a time; none for enough of them.
         """
-        return self._prediction(self.choice(cut, plan), goodput_bps, rtt_s, queue_s)
+        choice = self.choice(cut, plan)
+        return self._prediction(choice, goodput_bps, rtt_s, queue_s, in_flight)
 
     def choice(self, cut: int, plan: Optional[Plan] = None) -> Choice:
         """Return a choice with its tasks; a plan that is not among them is worked out."""
@@ -203,6 +279,16 @@ class PreparedPlans:
         if plan not in self._others:
             self._others[plan] = self._striped(plan)
         return self._others[plan]
+
+    def _periods_s(
+        self, latencies: Array, goodput_bps: Optional[float], in_flight: Optional[int]
+    ) -> Array:
+        link_s = self._sent_bits * (1.0 / goodput_bps if goodput_bps else 0.0)
+        periods = np.maximum(self._busiest_s, link_s)
+        if in_flight is not None:
+            periods = np.maximum(periods, latencies / in_flight)
+        found: Array = np.where(np.isfinite(latencies), periods, np.inf)
+        return found
 
     # -- preparing ---------------------------------------------------------------------------
 
@@ -265,19 +351,28 @@ class PreparedPlans:
         self._linked = np.ones(len(works))
         self._linked[self._local] = 0.0
         robot_s = np.asarray([work.busy_s(ROBOT) for work in works])
+        self._busiest_s = np.asarray([_busiest_s(work) for work in works])
         self._computing_j = (self._power.compute - self._power.idle) * robot_s
         self._alone_s = np.full(len(works), np.inf)
         self._alone_s[self._local] = self.choices[self._local].latency_s(None, 0.0, 0.0)
 
     def _prediction(
-        self, choice: Choice, goodput_bps: Optional[float], rtt_s: float, queue_s: float
+        self,
+        choice: Choice,
+        goodput_bps: Optional[float],
+        rtt_s: float,
+        queue_s: float,
+        in_flight: Optional[int] = None,
     ) -> Prediction:
         work, linked = choice.work, choice.mode != "local"
         latency_s = choice.latency_s(goodput_bps, rtt_s, queue_s)
-        robot_s, link_s = work.busy_s(ROBOT), 0.0
+        robot_s, link_s, period_s = work.busy_s(ROBOT), 0.0, _busiest_s(work)
         if linked:
             bits = 8.0 * (work.bytes_up + work.bytes_down)
-            link_s = bits / goodput_bps + rtt_s if goodput_bps else math.inf
+            sending_s = bits / goodput_bps if goodput_bps else math.inf
+            link_s, period_s = sending_s + rtt_s, max(period_s, sending_s)
+        if in_flight is not None:
+            period_s = max(period_s, latency_s / in_flight)
         energy_j = math.inf
         if math.isfinite(latency_s):
             idle_s = latency_s - robot_s - link_s
@@ -294,4 +389,11 @@ class PreparedPlans:
             plan=choice.plan,
             bytes_up=work.bytes_up,
             bytes_down=work.bytes_down,
+            period_s=period_s,
         )
+
+
+def _busiest_s(work: Work) -> float:
+    """Return the seconds that the busiest resource but the link computes."""
+    resources = {task.resource for task in work.tasks}
+    return max((work.busy_s(resource) for resource in resources), default=0.0)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
-from typing import AbstractSet, Any, Dict, List, Optional
+from typing import AbstractSet, Any, Dict, List, Optional, Sequence
 
 import numpy as np
 
 from calibration import modes
 from calibration.choices import Choices, Stretch, choices, mbps, verdict
 from calibration.energy import StatePower
+from calibration.plans import bounded_plans
 from calibration.predictor import CutCosts, cut_costs
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes, estimated_times
@@ -82,7 +83,18 @@ def render_report(
             "latency_rows": _mode_rows(manifest, latency_modes),
             "energy_rows": _mode_rows(manifest, energy_modes),
             **_striping_tables(manifest, manifest.striping),
+            "bounded": [],
         }
+        if manifest.striping.bounded:
+            lossy = [plan for b in manifest.striping.bounded for plan in bounded_plans(b)]
+            found = modes.bounded_gains(
+                manifest,
+                plans,
+                PreparedPlans(manifest, robot_times, server_times, power, plans=lossy),
+                rtt_s=rtt_s,
+            )
+            stripes["bounded"] = _bounded_rows(manifest, manifest.striping, found)
+            stripes["bounded_text"] = modes.bounded_text(manifest)
     best = {stretch.cut for stretch in latency.stretches + energy.stretches}
     # The same bundle gives the same bytes: names inside of the SVG come from a fixed salt.
     with mpl.rc_context({"svg.hashsalt": "splitrt", "font.size": 10, "svg.fonttype": "none"}):
@@ -220,6 +232,24 @@ def _striping_tables(manifest: Manifest, striping: Striping) -> Dict[str, Any]:
         for split in striping.row_splits
     ]
     return {"rows": striping.rows, "cuts": cuts, "splits": splits, "ended_by": striping.ended_by}
+
+
+def _bounded_rows(
+    manifest: Manifest, striping: Striping, found: Sequence[modes.BoundedGain]
+) -> List[Dict[str, str]]:
+    return [
+        {
+            "id": manifest.cuts[of.bounded.cut].id,
+            "after": manifest.cuts[of.bounded.cut].after,
+            "halo": _rows_of(of.bounded.halo, striping.rows),
+            "needed": _rows_of(of.bounded.needed, striping.rows),
+            "error": f"{of.bounded.error:.2g}",
+            "gain": f"{100 * of.gain:.1f}%" if of.gain > 0 else "none",
+            "best": modes.choice_text(manifest, of.choice) if of.gain > 0 else "",
+            "at": mbps(of.at_bps) if of.gain > 0 else "",
+        }
+        for of in found
+    ]
 
 
 def _rows_of(rows: int, height: int) -> str:

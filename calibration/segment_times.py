@@ -129,6 +129,8 @@ def estimated_times(manifest: Manifest, times: SegmentTimes) -> SegmentTimes:
     if striping is None:
         return times
     forms = {striped.index for striped in striping.segments}
+    for bounded in striping.bounded:
+        forms.update(manifest.cuts[bounded.cut].robot_segments)
     striped: List[Tuple[float, ...]] = []
     for segment in manifest.segments:
         points = times.striped_s[segment.index] if times.striped_s else ()

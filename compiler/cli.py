@@ -8,7 +8,7 @@ import click
 
 from compiler.images import parse_image
 from compiler.inputs import parse_input
-from compiler.options import THIS, parse_size
+from compiler.options import THIS, parse_halos, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
 from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
@@ -100,6 +100,15 @@ __all__ = ["main"]
     help="Striped forms of the segments, so that sending and computing overlap in an inference.",
 )
 @click.option(
+    "--halo",
+    "halos",
+    multiple=True,
+    metavar="N",
+    help="Lossy: also divide heads in two where each side takes only N rows of the input beyond "
+    "its own, as if the picture ended there. Used only with `runtime infer --allow-lossy-halo`. "
+    "Repeatable, or a list: 16,32.",
+)
+@click.option(
     "--halves",
     type=click.Choice(HALVES),
     default=HALVES[0],
@@ -151,6 +160,7 @@ def main(
     targets: tuple[str, ...],
     workspace: str | None,
     stripes: str,
+    halos: tuple[str, ...],
     halves: str,
     precision: str,
     fp32: tuple[str, ...],
@@ -182,6 +192,7 @@ def main(
         targets=targets,
         workspace=None if workspace is None else parse_size(workspace),
         stripes=stripes,
+        halo=parse_halos(halos),
         halves=halves,
         precision=precision,
         fp32=fp32,

@@ -5,6 +5,7 @@ A side is given as one of
 - the name of a preset, or a device file: a roofline (``calibration.roofline``)
 - a latency table that ``runtime profile`` wrote for an earlier bundle of the same model: the time
   of each of its segments, spread over the segment's operators by their roofline
+- operator times (``operators-*.json``, :class:`OperatorTimes`): what a profiler of the device saw
 - ``this``: every operator is run and timed here, by itself, on ONNX Runtime
 """
 
@@ -17,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from calibration.energy import StatePower
 from calibration.latency_table import read_table
+from calibration.records import read_record
 from calibration.roofline import Device, operator_s, preset
 from compiler.graph import Node, ValueGraph
 from compiler.options import THIS
@@ -32,13 +35,31 @@ from engines.bundle import Bundle
 from engines.errors import CompileError
 from engines.tensors import Array
 
-__all__ = ["SideCosts", "measure_here", "side_costs"]
+__all__ = ["OperatorTimes", "SideCosts", "measure_here", "side_costs"]
 
 _SPREAD_BY = "cpu"
 """Device whose roofline spreads a measured segment over its operators."""
 
 _RUNS = 7
 _WARMUP = 2
+
+
+class OperatorTimes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a profiler of a device measured of a model's operators.
+
+    Attributes:
+        device: Which device, for people.
+        seconds: By a tensor that the operator gives, as the exported graph names it. Operators
+            that are not listed take no time.
+    """
+
+    device: str
+    seconds: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for name, value in self.seconds.items():
+            if not 0 <= value < np.inf:
+                raise ValueError(f"{name}: expected seconds of 0 or more, given {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +90,7 @@ def side_costs(
     """Return the costs of one side.
 
     Args:
-        side: Preset, device file, latency table, or ``this``.
+        side: Preset, device file, latency table, operator times, or ``this``.
         graph: The value graph.
         order: Its nodes that are not free.
         here: Measures every operator on this machine; called for ``this`` only.
@@ -82,6 +103,8 @@ def side_costs(
         return SideCosts(here(), "this machine", "measured", StatePower())
     if side.endswith(".json") and Path(side).name.startswith("latency-"):
         return _table_costs(Path(side), graph, order)
+    if side.endswith(".json") and Path(side).name.startswith("operators-"):
+        return _operator_costs(Path(side), order)
     device = preset(side)
     seconds = _roofline(device, graph, order, precision)
     return SideCosts(seconds, device.title, "roofline", device.power)
@@ -174,6 +197,19 @@ def _roofline(
             device, flops=node.flops, moved_bytes=moved, precision=precision
         )
     return seconds
+
+
+def _operator_costs(path: Path, order: Sequence[Node]) -> SideCosts:
+    times = read_record(path, OperatorTimes, "operator times")
+    given = {name for node in order for name in node.outputs}
+    unknown = sorted(set(times.seconds).difference(given))
+    if unknown:
+        raise CompileError(
+            f"{path}: {len(unknown)} of {len(times.seconds)} operators are not in the model, that "
+            f"of {unknown[0]!r} the first; were they measured on another one?"
+        )
+    seconds = [sum(times.seconds.get(name, 0.0) for name in node.outputs) for node in order]
+    return SideCosts(np.asarray(seconds, np.float64), times.device, "measured", StatePower())
 
 
 def _table_costs(path: Path, graph: ValueGraph, order: Sequence[Node]) -> SideCosts:

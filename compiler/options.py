@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from engines.errors import CutError
 
-__all__ = ["THIS", "CutOptions", "parse_size"]
+__all__ = ["THIS", "CutOptions", "parse_halos", "parse_size"]
 
 THIS = "this"
 """Device that stands for the machine that compiles."""
@@ -58,3 +59,18 @@ def parse_size(text: str) -> int:
     if found is None:
         raise CutError(f"size {text!r}: expected bytes, or as in 512MB or 2GiB")
     return int(float(found.group(1)) * _UNITS[found.group(2) or ""])
+
+
+def parse_halos(texts: Iterable[str]) -> tuple[int, ...]:
+    """Read numbers of rows, each alone or in a list with commas; returns them ascending, once.
+
+    Raises:
+        CutError: Not such numbers.
+    """
+    found: set[int] = set()
+    for text in texts:
+        for part in text.split(","):
+            if not part.strip().isdecimal():
+                raise CutError(f"--halo {text!r}: expected rows from 0, as in 16 or 16,32")
+            found.add(int(part))
+    return tuple(sorted(found))

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from calibration.energy import StatePower
 from calibration.report import render_report
 from compiler.images import ImageSpec, split_pixels
@@ -92,7 +94,8 @@ class CompileOptions:
         max_frontier: Most tensors across a boundary that nothing but its place speaks for.
         keep_local: Numbers of operators, or module paths, that the robot must run itself.
         robot_memory: Bytes that weights and activations may take on the robot.
-        robot: The robot's device: preset, device file, latency table, or ``this``.
+        robot: The robot's device: preset, device file, latency table, operator times, or
+            ``this``.
         server: The server's device, likewise.
         opset: ONNX opset; by default the highest that all targets take. 17 is lowered from 18, an
             ``.onnx`` file's own too. At any other an ``.onnx`` file keeps its own.
@@ -107,6 +110,8 @@ class CompileOptions:
             converts it to float16 between its inputs and outputs.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
         stripes: One of :data:`STRIPES`.
+        halo: Rows of halo for which heads are also divided in two by leaving rows further away
+            out of account. Lossy: used only where the runtime is told to. Empty for none.
         builder: One of :data:`BUILDERS`: what the plans of the target ``tensorrt`` are built
             from, ONNX files or, with Torch-TensorRT, the fx program.
     """
@@ -131,6 +136,7 @@ class CompileOptions:
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
     stripes: str = "auto"
+    halo: tuple[int, ...] = ()
     builder: str = BUILDERS[0]
 
     def __post_init__(self) -> None:
@@ -155,6 +161,10 @@ class CompileOptions:
             raise TraceError(
                 f"--stripes: expected one of {', '.join(STRIPES)}, given {self.stripes!r}"
             )
+        if any(rows < 0 for rows in self.halo):
+            raise TraceError(f"--halo: expected rows from 0, given {min(self.halo)}")
+        if self.halo and self.stripes == "none":
+            raise TraceError("--halo: expected with --stripes auto, given with --stripes none")
         if self.fp32 and self.precision != "fp16":
             raise TraceError("--fp32: expected with --precision fp16, given without it")
         self._check_builder()
@@ -358,7 +368,7 @@ def _find(
     if options.stripes != "none":
         images = {image.name: image.image_layout for image in prepared.images}
         streams = find_streams(prepared.model, value_graph, images)
-        proposers = (*proposers, *striped_proposers(streams, prepared.model))
+        proposers = (*proposers, *striped_proposers(streams, prepared.model, options.halo))
     candidates = selection.choose(setting, proposers)
     boundaries = cuts.find_cuts(
         value_graph,
@@ -390,6 +400,7 @@ def _write(
     finish: Callable[[Manifest], Bundle],
 ) -> Bundle:
     from compiler import assemble, proof, rounding, segments
+    from compiler.stripes.bounded import measure_bounded
     from compiler.stripes.emit import write_stripes
 
     with clock("emit"), progress("writing segments") as advance:
@@ -405,6 +416,7 @@ def _write(
                 found.graph,
                 found.boundaries,
                 found.streams,
+                halos=options.halo,
                 progress=advance,
             )
     with clock("proof"), progress("proving segments") as advance:
@@ -427,6 +439,8 @@ def _write(
                 prepared.model, prepared.folder, found.graph, expected, draft.parity.tolerance
             )
         error = max(error, proof.prove(Bundle(folder, draft, ""), expected, progress=advance))
+        striping = measure_bounded(Bundle(folder, draft, ""), found.inputs)
+        draft = msgspec.structs.replace(draft, striping=striping)
     with clock("plans"), progress("building plans") as advance:
         from compiler.targets import build_targets
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from calibration.modes import bounded_text
 from engines.bundle import Bundle
 from engines.manifest import Manifest
+from engines.stripes import BoundedCut
 from engines.tensors import TensorSpec
 
 __all__ = ["Report", "make_report"]
@@ -58,6 +60,7 @@ class Report:
             "bundle_bytes": self.bundle_bytes,
             "precision": manifest.precision,
             "max_error": self.max_error,
+            "bounded": [_plain(bounded) for bounded in _bounded(manifest)],
         }
 
     def to_text(self) -> str:
@@ -81,6 +84,7 @@ class Report:
                 f"{smallest.id}: {_bytes(smallest.bytes)} after {smallest.after or 'the input'}",
             ),
             ("max error", f"{self.max_error:.3g} against {manifest.parity.compared_with}"),
+            *([("lossy", bounded_text(manifest))] if _bounded(manifest) else []),
             ("size", f"{_bytes(self.bundle_bytes)}, weights {_bytes(self.weights_bytes)}"),
             ("time", f"{total:.1f} s ({slowest})"),
             ("written to", str(self.bundle)),
@@ -88,6 +92,10 @@ class Report:
         ]
         width = max(len(label) for label, _ in rows) + 2
         return "\n".join(f"{label:<{width}}{text}" for label, text in rows)
+
+
+def _bounded(manifest: Manifest) -> tuple[BoundedCut, ...]:
+    return () if manifest.striping is None else manifest.striping.bounded
 
 
 def make_report(bundle: Bundle, where: Path, seconds: Mapping[str, float]) -> Report:

@@ -9,14 +9,18 @@ weights, and fits this device. Only then does the backend see it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Iterable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Iterable, List, Optional, Tuple
 
 from engines.backend import Backend, BackendOptions, Engine, open_backend
 from engines.bundle import Bundle
 from engines.errors import IncompatibleError, MissingPlanError
 from engines.fingerprint import Fingerprint
 from engines.manifest import Target
-from engines.plans import PlanBuilder, PlanHeader, PlanStore, fits, plan_key
+from engines.plans import ROWS, PlanBuilder, PlanHeader, PlanStore, fits, plan_key
+from engines.rows import RowsEngine
+
+if TYPE_CHECKING:
+    from engines.tensorrt.backend import TensorRTBackend
 
 __all__ = ["PLANNED", "BundlePlans", "device_store", "open_bundle_backend", "target_of"]
 
@@ -66,6 +70,11 @@ class BundlePlans:
                 stores.append(PlanStore(bundle.folder / target.plans))
         self._headers = [(store, header) for store in stores for header in store.headers()]
 
+    @property
+    def striped(self) -> bool:
+        """Whether there are plans of striped forms, for whichever device."""
+        return any(ROWS in header.options for _, header in self._headers)
+
     def build(self, onnx_path: Path) -> bytes:
         """Return the plan of one of the bundle's ONNX files.
 
@@ -98,6 +107,29 @@ class BundlePlans:
         return manifest.files[manifest.weights].sha256 if manifest.weights else ""
 
 
+class RowsBundlePlans(BundlePlans):
+    """The same, for a device that has plans of striped forms too."""
+
+    def __init__(self, bundle: Bundle, backend: TensorRTBackend) -> None:
+        super().__init__(bundle, backend)
+        self._rows_backend = backend
+
+    def load_rows(self, onnx_path: Path) -> RowsEngine:
+        """Load a striped form.
+
+        Raises:
+            MissingPlanError: There is no plan of it for this device.
+            EngineError: The backend refused it.
+        """
+        return self._rows_backend.load_rows_plan(self.build(onnx_path))
+
+    def holds(self, onnx_path: Path) -> bool:
+        """Whether there is a plan of a form for this device."""
+        device = self._backend.fingerprint()
+        made = _of_this_file(self._headers, onnx_path, self._weights_sha256())
+        return any(fits(header.fingerprint, device) for _, header in made)
+
+
 def open_bundle_backend(
     bundle: Bundle, name: str, options: BackendOptions = BackendOptions()
 ) -> Backend:
@@ -115,7 +147,9 @@ def open_bundle_backend(
 
     cache = bundle.device_folder / "runtime-cache"
     planned = TensorRTOptions(threads=options.threads, runtime_cache=cache)
-    return BundlePlans(bundle, open_backend(name, planned))  # type: ignore[arg-type]
+    backend = open_backend(name, planned)
+    plans = BundlePlans(bundle, backend)  # type: ignore[arg-type]
+    return RowsBundlePlans(bundle, backend) if plans.striped else plans  # type: ignore[arg-type]
 
 
 def _of_this_file(

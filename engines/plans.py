@@ -53,6 +53,9 @@ _MAX_HEADER_BYTES = 1 << 16
 TARGETS = "targets"
 """Field of a plan's fingerprint: the compute capabilities that it may run on."""
 
+ROWS = "rows"
+"""Option of a plan of open height: how many rows each input may have."""
+
 CAPABILITY = "compute_capability"
 """Field of a device's fingerprint: the one that it has."""
 

@@ -5,9 +5,9 @@ stored or else zeros. Transport, codecs, stripes and selection around it are rea
 
 1. The time of a segment is the sum of its operators'. In a stripe, each operator takes its share
    of the rows, but a launch at least (:meth:`engines.replay_table.ReplayTable.segment_s`).
-2. A wait sleeps to an absolute point in time, so that what the tensors cost is part of it. Whole
-   tensors cost nothing: they are read-only views of what is stored. A device that is too fast to
-   be replayed here is warned of, once.
+2. A wait sleeps to an absolute point in time, so that what the tensors cost is part of it. They
+   cost next to nothing: they are read-only views of what is stored, stripes too. A device that is
+   too fast to be replayed here is warned of, once.
 3. One backend is one device: runs from several threads take turns.
 4. Which rows a stripe is about follows from the manifest (``engines.replay_forms``); stripes of
    the stored tensors, put together, are the stored tensors.
@@ -174,6 +174,8 @@ class ReplayEngine(CheckedEngine):
 class ReplayRowsEngine(RowsEngine):
     """A striped form."""
 
+    any_order = True
+
     def __init__(self, path: Path, manifest: Manifest, form: Form, device: _Device) -> None:
         ends = read_ends(path)
         super().__init__(
@@ -284,14 +286,14 @@ class _Values:
     def part(
         self, name: str, dtype: str, shape: Tuple[int, ...], axis: int = 0, start: int = 0
     ) -> Array:
-        """Return a stored tensor's rows, or zeros where none fit; all of them as a view."""
+        """Return a stored tensor's rows as a view, or zeros where none fit."""
         stored = self._arrays.get(name)
         if stored is not None and stored.dtype.name == dtype and stored.ndim == len(shape):
             if stored.shape == shape:
                 return stored
             rows = stored[(slice(None),) * axis + (slice(start, start + shape[axis]),)]
             if rows.shape == shape:
-                return np.array(rows, order="C")
+                return rows
         return np.zeros(shape, dtype)
 
     def find(self, name: str, axis: int, rows: Array) -> Optional[int]:

@@ -17,7 +17,7 @@ from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from engines.errors import EngineError
 from engines.manifest import Manifest
-from engines.stripes import RowsOf, RowSplit, StripedCut, Striping
+from engines.stripes import BoundedCut, RowsOf, RowSplit, StripedCut, Striping
 
 __all__ = ["Bands", "Form", "Kind", "forms_of"]
 
@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     TOP = "top"
     BELOW = "below"
     BOTTOM = "bottom"
+    PLAIN = "plain"
 
 
 _FROM_TOP = (Kind.FIRST, Kind.TOP)
@@ -101,6 +102,9 @@ def _striped_forms(
             (Kind.BOTTOM, split.bottom),
         ):
             forms[file] = Form(kind, behind(split.cut), split.cut)
+    for bounded in striping.bounded:
+        segments = manifest.cuts[bounded.cut].robot_segments
+        forms[bounded.plain] = Form(Kind.PLAIN, segments, bounded.cut)
     return forms
 
 
@@ -129,11 +133,30 @@ class Bands:
         elif form.kind in (Kind.ENTRY, Kind.REST):
             self._cut = striping.cut(form.cut or 0)
             assert self._cut is not None, "a form of a cut that is not striped"
+        self._bounded: Tuple[BoundedCut, ...] = ()
+        if form.kind is Kind.PLAIN:
+            self._bounded = tuple(b for b in striping.bounded if b.cut == form.cut)
         self._placed = tuple(name for name in inputs if name in self.tensors)
-        self._limits = self._limits_of(striping)
+        self._limits = (1, 1, 0) if self._bounded else self._limits_of(striping)
         self._bounds: Dict[Tuple[int, ...], Bounds] = {}
         for low, high in self._pairs():
             self._bounds.setdefault(self._given(low, high), (low, high))
+
+    def ranges(self) -> "Dict[str, Tuple[int, int, int]]":
+        """Return the fewest rows that each input may have, those of a quarter, and the most.
+
+        Inputs go together: all have the fewest at once, and so on. Empty where no stripe fits.
+        """
+        pairs = sorted((self._given(low, high), high - low) for low, high in self._pairs())
+        if not pairs:
+            return {}
+        quarter = min(pairs, key=lambda pair: abs(pair[1] - self._base / 4))
+        points = (pairs[0][0], quarter[0], pairs[-1][0])
+        found: Dict[str, Tuple[int, int, int]] = {}
+        for place, name in enumerate(self._placed):
+            least, typical, most = (point[place] for point in points)
+            found[name] = (least, typical, most)
+        return found
 
     def bounds(self, rows: Mapping[str, int], find: Find) -> Bounds:
         """Return the bounds of a stripe, from how many rows it is given.
@@ -152,6 +175,10 @@ class Bands:
                 f"form {self._form.kind.value!r} of segments {list(self._form.segments)}: no "
                 f"stripe takes {dict(zip(self._placed, given))} rows"
             )
+        if self._bounded:  # as high from the top as from the bottom
+            height = found[1] - found[0]
+            places = [find(name, self.tensors[name].axis) for name in self._placed]
+            return (self._base - height, self._base) if any(places) else (0, height)
         if self._form.kind not in (Kind.MIDDLE, Kind.ENTRY):
             return found
         height = found[1] - found[0]
@@ -167,11 +194,17 @@ class Bands:
     def span(self, name: str, bounds: Bounds) -> "Tuple[int, int]":
         """Return the rows of a tensor that come out between bounds: the first, and the end."""
         rows = self.tensors[name]
+        if self._bounded:
+            missing = (self._base - bounds[1]) * rows.num // rows.den
+            return bounds[0] * rows.num // rows.den, rows.rows - missing
         return rows.upto(bounds[0], self._base), rows.upto(bounds[1], self._base)
 
     def shares(self, bounds: Bounds) -> "List[Tuple[int, Tuple[float, float]]]":
         """Return each segment's share of rows: of what goes in, and of what comes out."""
         low, high = bounds
+        if self._bounded:
+            share = (high - low) / self._base
+            return [(index, (share, share)) for index in self._form.segments]
         if self._split is not None:
             beside = self._split.mean_extra
             if self._form.kind is not Kind.BOTTOM:
@@ -209,6 +242,13 @@ class Bands:
 
     def _pairs(self) -> "List[Bounds]":
         """Return the pairs of bounds that differ in what goes in."""
+        if self._bounded:
+            heights: Dict[int, None] = {}
+            for b in self._bounded:
+                for bound in range(b.least, b.most + 1, b.band):
+                    heights[b.top(bound, self._base)] = None
+                    heights[self._base - b.bottom(bound)] = None
+            return [(0, height) for height in heights]
         lows = self._lows()
         if self._form.kind in _FROM_TOP:
             return [(0, low) for low in lows]
@@ -221,7 +261,7 @@ class Bands:
 
     def _start(self, name: str, low: int) -> int:
         rows = self.tensors[name]
-        if self._form.kind in _FROM_TOP:
+        if self._form.kind in _FROM_TOP or self._bounded:
             return 0
         if self._cut is not None:
             return (low - self._cut.halo) * rows.num // rows.den
@@ -233,6 +273,6 @@ class Bands:
 
     def _stop(self, name: str, high: int) -> int:
         rows = self.tensors[name]
-        if self._form.kind is Kind.TOP:
+        if self._form.kind is Kind.TOP or self._bounded:
             return high * rows.num // rows.den
         return rows.upto(high, self._base)

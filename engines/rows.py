@@ -51,7 +51,12 @@ class RowsEngine:
     """Base of engines of dynamic height: checks every input before ``_run``.
 
     May be run from several threads at once.
+
+    Attributes:
+        any_order: Whether ``_run`` takes arrays of any memory layout; else in C order.
     """
+
+    any_order = False
 
     def __init__(self, name: str, inputs: Sequence[RowsSpec], outputs: Sequence[RowsSpec]) -> None:
         self._name = name
@@ -86,7 +91,12 @@ class RowsEngine:
             if difference or array is None:
                 wrong.append(difference)
             else:
-                feed[spec.name] = np.asarray(array, np.dtype(spec.dtype), order="C")
+                dtype = np.dtype(spec.dtype)
+                feed[spec.name] = (
+                    np.asarray(array, dtype)
+                    if self.any_order
+                    else np.asarray(array, dtype, order="C")
+                )
         wrong += [f"{name!r}: not an input here" for name in inputs if name not in feed]
         if wrong:
             raise TensorMismatchError(f"engine {self._name!r}: {'; '.join(sorted(set(wrong)))}")

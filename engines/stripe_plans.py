@@ -1,20 +1,36 @@
 """How one inference is striped: plans, what makes them valid, and what crosses the link for them.
 
+Every plan is exact but for one kind: a ``BoundedPlan`` is lossy.
+
 Pure, and shared: the predictor scores plans, the robot sends what :func:`sent` says, the server
 checks a plan that it is sent with :func:`trouble` before it trusts it.
 """
 
 from __future__ import annotations
 
-from typing import Tuple, Union
+from typing import Optional, Tuple, Union
 
 import msgspec
 
 from engines.manifest import Manifest
-from engines.stripes import MAX_STRIPES, StripedCut, Striping
+from engines.stripes import MAX_STRIPES, BoundedCut, StripedCut, Striping
 from engines.tensors import TensorSpec
 
-__all__ = ["Plan", "RowPlan", "StripePlan", "mode_of", "raw_span", "returned", "sent", "trouble"]
+__all__ = [
+    "BoundedPlan",
+    "Plan",
+    "RowPlan",
+    "StripePlan",
+    "bounded_of",
+    "is_lossy",
+    "messages",
+    "mode_of",
+    "raw_span",
+    "returned",
+    "sent",
+    "trouble",
+    "wire_order",
+]
 
 
 class StripePlan(msgspec.Struct, frozen=True, kw_only=True, tag="stripes"):
@@ -69,16 +85,63 @@ class RowPlan(msgspec.Struct, frozen=True, kw_only=True, tag="rows"):
     bound: int
 
 
-Plan = Union[StripePlan, RowPlan]
+class BoundedPlan(msgspec.Struct, frozen=True, kw_only=True, tag="bounded"):
+    """How one inference is divided in two, far rows left out of account: lossy.
+
+    The robot computes the head of ``cut`` on the rows above ``bound`` and ``halo`` more, as if the
+    picture ended there; the server on the rows below and ``halo`` above them. Each keeps of the
+    frontier what lies on its own side of the bound. Raw rows go out first, as stripe 1; then the
+    robot's part of the frontier, as stripe 0.
+
+    Attributes:
+        cut: Index of the cut.
+        bound: Row of the base at which the head is divided.
+        halo: Rows of the base that each side takes beyond the bound.
+    """
+
+    cut: int
+    bound: int
+    halo: int
+
+
+Plan = Union[StripePlan, RowPlan, BoundedPlan]
 
 
 def mode_of(plan: Plan) -> str:
-    """Return the mode's name: ``streamed-head``, ``streamed-raw``, ``two-sided``, ``rows``."""
+    """Return the mode's name, one of ``calibration.predictor.MODES``."""
     if isinstance(plan, RowPlan):
         return "rows"
+    if isinstance(plan, BoundedPlan):
+        return "bounded"
     if plan.two_sided:
         return "two-sided"
     return "streamed-head" if plan.cut else "streamed-raw"
+
+
+def is_lossy(plan: Optional[Plan]) -> bool:
+    """Whether what a plan gives may differ from what the model gives."""
+    return isinstance(plan, BoundedPlan)
+
+
+def messages(plan: Plan) -> int:
+    """Return how many messages the request of a plan has."""
+    if isinstance(plan, StripePlan):
+        return plan.stripes
+    return 1 if isinstance(plan, RowPlan) else 2
+
+
+def wire_order(plan: Plan) -> "Tuple[int, ...]":
+    """Return the stripes of a plan in the order in which they are sent."""
+    if isinstance(plan, StripePlan):
+        return plan.wire_order()
+    return (0,) if isinstance(plan, RowPlan) else (1, 0)
+
+
+def bounded_of(plan: BoundedPlan, striping: Striping) -> BoundedCut:
+    """Return what the bundle says of a valid bounded plan's division."""
+    found = striping.bounded_cut(plan.cut, plan.halo)
+    assert found is not None, "a plan without a bounded division"
+    return found
 
 
 def trouble(plan: Plan, manifest: Manifest) -> str:
@@ -88,6 +151,8 @@ def trouble(plan: Plan, manifest: Manifest) -> str:
         return f"bundle {manifest.name!r} has no striped forms"
     if isinstance(plan, RowPlan):
         return _row_trouble(plan, manifest, striping)
+    if isinstance(plan, BoundedPlan):
+        return _bounded_trouble(plan, manifest, striping)
     return _stripe_trouble(plan, manifest, striping)
 
 
@@ -96,7 +161,8 @@ def sent(plan: Plan, manifest: Manifest, stripe: int = 0) -> Tuple[TensorSpec, .
 
     For a stripe of the robot's: the frontier's new rows. For a raw stripe: the inputs' rows, the
     first of them with the halo above it. For a row plan, which sends one message: the inputs, or
-    what is needed of them where the split begins at the inputs.
+    what is needed of them where the split begins at the inputs. For a bounded plan: the robot's
+    part of the frontier as stripe 0, the server's part of the inputs with its halo as stripe 1.
     """
     striping = manifest.striping
     assert striping is not None, "a plan without stripes"
@@ -111,6 +177,8 @@ def sent(plan: Plan, manifest: Manifest, stripe: int = 0) -> Tuple[TensorSpec, .
             tensors[s.name].part(s, tensors[s.name].rows - split.start(s.name, plan.bound))
             for s in specs
         )
+    if isinstance(plan, BoundedPlan):
+        return _bounded_sent(plan, manifest, striping, stripe)
     low, high = raw_span(plan, striping, stripe)
     cut = plan.cut if stripe < plan.robot else 0
     return tuple(
@@ -132,7 +200,7 @@ def raw_span(plan: StripePlan, striping: Striping, stripe: int) -> Tuple[int, in
 def returned(plan: Plan, manifest: Manifest) -> Tuple[TensorSpec, ...]:
     """Return what the server sends back: the results, for a row plan only its own rows."""
     results = manifest.specs(manifest.cuts[plan.cut].results)
-    if isinstance(plan, StripePlan):
+    if not isinstance(plan, RowPlan):
         return results
     striping = manifest.striping
     split = None if striping is None else striping.row_split(plan.cut)
@@ -150,6 +218,38 @@ def _rows(striping: Striping, name: str, low: int, high: int, cut: int) -> int:
         return tensor.upto(high, striping.rows) - tensor.upto(low, striping.rows)
     # Inputs have no lag, and no rows above the first.
     return tensor.upto(high, striping.rows) - low * tensor.num // tensor.den
+
+
+def _bounded_sent(
+    plan: BoundedPlan, manifest: Manifest, striping: Striping, stripe: int
+) -> Tuple[TensorSpec, ...]:
+    begin = bounded_of(plan, striping).bottom(plan.bound)
+    specs = manifest.specs(manifest.cuts[0 if stripe else plan.cut].tensors)
+    parts = []
+    for spec in specs:
+        rows = striping.tensors[spec.name]
+        if stripe:
+            parts.append(rows.part(spec, rows.rows - begin * rows.num // rows.den))
+        else:
+            parts.append(rows.part(spec, plan.bound * rows.num // rows.den))
+    return tuple(parts)
+
+
+def _bounded_trouble(plan: BoundedPlan, manifest: Manifest, striping: Striping) -> str:
+    bounded = striping.bounded_cut(plan.cut, plan.halo)
+    if bounded is None:
+        halos = sorted({b.halo for b in striping.bounded if b.cut == plan.cut})
+        known = f"there are {halos}" if halos else "compile with --halo to have one"
+        return f"no bounded division of {plan.halo} rows at cut {plan.cut}; {known}"
+    for index in (0, plan.cut):
+        if manifest.cuts[index].refused:
+            return f"cut {index} may not be used: {manifest.cuts[index].refused}"
+    if plan.bound % bounded.band or not bounded.least <= plan.bound <= bounded.most:
+        return (
+            f"bound {plan.bound}: expected a multiple of {bounded.band} from {bounded.least} to "
+            f"{bounded.most}"
+        )
+    return ""
 
 
 def _stripe_trouble(plan: StripePlan, manifest: Manifest, striping: Striping) -> str:

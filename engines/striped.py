@@ -24,7 +24,7 @@ from engines.errors import EngineError, SplitError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.rows import RowsEngine, rows_backend
-from engines.stripe_plans import Plan, RowPlan
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, bounded_of
 from engines.stripes import Striping
 
 __all__ = ["Forms", "Side", "StripedProgram", "form_files"]
@@ -53,6 +53,8 @@ def form_files(plan: Plan, manifest: Manifest, side: Side) -> Tuple[str, ...]:
         split = striping.row_split(plan.cut)
         assert split is not None, "a plan without a row split"
         return (split.top, split.last) if side is Side.ROBOT else (split.bottom,)
+    if isinstance(plan, BoundedPlan):
+        return (bounded_of(plan, striping).plain,)
     head = manifest.cuts[plan.cut].robot_segments
     if side is Side.ROBOT:
         return _segment_files(striping, head, first=True, middle=True, last=True)
@@ -88,6 +90,7 @@ class StripedProgram:
         self._wanted: "queue.Queue[Optional[Tuple[Tuple[str, ...], Callable[[str], None]]]]" = (
             queue.Queue()
         )
+        self._held: Dict[str, bool] = {}
         self._asked: Set[Tuple[str, ...]] = set()
         self._loader: Optional[threading.Thread] = None
         self._closing = threading.Event()
@@ -99,6 +102,21 @@ class StripedProgram:
     def offered(self) -> bool:
         """Whether plans can be carried out here: the bundle has forms, the backend runs them."""
         return self._backend is not None and self.manifest.striping is not None
+
+    def loadable(self, plan: Plan, side: Side) -> bool:
+        """Whether one side of a valid plan can be loaded here, as far as is known beforehand.
+
+        A backend that takes plans built ahead says so of each form by ``holds``.
+        """
+        holds = getattr(self._backend, "holds", None)
+        if holds is None:
+            return self.offered
+        for file in form_files(plan, self.manifest, side):
+            if file not in self._held:
+                self._held[file] = holds(self.program.bundle.path(file))
+            if not self._held[file]:
+                return False
+        return True
 
     def ready(self, plan: Plan, side: Side) -> bool:
         """Whether all that one side of a plan needs is loaded."""

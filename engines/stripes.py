@@ -25,6 +25,10 @@ Theory of operation:
 5. A *row split* divides what follows a cut by rows of its outputs: the robot computes the rows
    above a bound and keeps them, the server the others and sends them back. What comes before the
    cut, both compute.
+6. A *bounded* division (lossy) is for heads whose halo is as high as the picture. ``plain``, the
+   head with its own padding at both ends, computes the frontier of any height as if the picture
+   ended there. The robot gives it ``halo`` rows more than it keeps, the server as many rows above
+   those that it keeps. What lies further away than ``halo`` rows is left out of account.
 
 Names in the ONNX files: a stripe's rows of tensor ``x`` are called ``x``; what segment 3 takes of
 the stripe before is ``carry:x@3``, what it hands on ``kept:x@3``;
@@ -42,6 +46,7 @@ from engines.tensors import TensorSpec
 
 __all__ = [
     "MAX_STRIPES",
+    "BoundedCut",
     "Carry",
     "RowSplit",
     "RowsOf",
@@ -202,6 +207,48 @@ class RowSplit(msgspec.Struct, frozen=True, kw_only=True):
         return bound * rows.num // rows.den - self.starts[tensor]
 
 
+class BoundedCut(msgspec.Struct, frozen=True, kw_only=True):
+    """A cut whose head can be divided in two by leaving far rows out of account: lossy.
+
+    Attributes:
+        cut: Index of the cut.
+        halo: Rows of the base that each side takes beyond the bound: as many as were asked for,
+            or the next multiple of ``band``; no more than are needed.
+        needed: Rows that it would take for the result to be exact.
+        plain: ONNX file of the head with its own padding at both ends.
+        band: Bounds are multiples of it.
+        least: Smallest bound.
+        most: Largest bound.
+        error: Largest error of the model's outputs on the inputs that the bundle is proved with,
+            over a few bounds; as ``Parity.max_error``.
+    """
+
+    cut: int
+    halo: int
+    needed: int
+    plain: str
+    band: int
+    least: int
+    most: int
+    error: float = 0.0
+
+    def enough(self, least_halo: int) -> bool:
+        """Whether it has so many rows of halo, or all that are needed."""
+        return self.halo >= min(least_halo, self.needed)
+
+    def top(self, bound: int, base_rows: int) -> int:
+        """Return how many rows of the base the robot takes, from the top.
+
+        They end where whole bands from the picture's bottom do, so that every operator meets the
+        end as it does in the whole picture.
+        """
+        return bound + self.halo + base_rows % self.band
+
+    def bottom(self, bound: int) -> int:
+        """Return the first row of the base that the server takes."""
+        return bound - self.halo
+
+
 class StripeEnd(msgspec.Struct, frozen=True):
     """An operator at which the striped part of the model ends, and why."""
 
@@ -221,6 +268,7 @@ class Striping(msgspec.Struct, frozen=True, kw_only=True):
             input can be streamed.
         row_splits: Cuts after which the outputs can be divided by rows.
         ended_by: Operators at which the striped part ends.
+        bounded: Bounded divisions, by cut and halo; none unless they were asked for.
     """
 
     rows: int
@@ -229,12 +277,14 @@ class Striping(msgspec.Struct, frozen=True, kw_only=True):
     cuts: Tuple[StripedCut, ...]
     row_splits: Tuple[RowSplit, ...]
     ended_by: Tuple[StripeEnd, ...]
+    bounded: Tuple[BoundedCut, ...] = ()
 
     def files(self) -> "List[str]":
         """Return the ONNX files of all forms."""
         files = [f for s in self.segments for f in (s.first, s.middle, s.last)]
         files += [f for c in self.cuts for f in (c.entry, c.rest) if f is not None]
-        return files + [f for s in self.row_splits for f in (s.top, s.last, s.bottom)]
+        files += [f for s in self.row_splits for f in (s.top, s.last, s.bottom)]
+        return files + list(dict.fromkeys(b.plain for b in self.bounded))
 
     def segment(self, index: int) -> Optional[StripedSegment]:
         """Return the striped forms of a segment, if it has any."""
@@ -247,6 +297,22 @@ class Striping(msgspec.Struct, frozen=True, kw_only=True):
     def row_split(self, cut: int) -> Optional[RowSplit]:
         """Return the row split after a cut, if there is one."""
         return next((s for s in self.row_splits if s.cut == cut), None)
+
+    def bounded_from(self, least_halo: int) -> "Tuple[BoundedCut, ...]":
+        """Return, for each cut, the bounded division of fewest rows of halo, but so many.
+
+        One that has as many as are needed will do, too.
+        """
+        found: Dict[int, BoundedCut] = {}
+        for bounded in self.bounded:
+            best = found.get(bounded.cut)
+            if bounded.enough(least_halo) and (best is None or bounded.halo < best.halo):
+                found[bounded.cut] = bounded
+        return tuple(found[cut] for cut in sorted(found))
+
+    def bounded_cut(self, cut: int, halo: int) -> Optional[BoundedCut]:
+        """Return the bounded division at a cut with so many rows of halo, if there is one."""
+        return next((b for b in self.bounded if (b.cut, b.halo) == (cut, halo)), None)
 
     def limits(self, segments: Iterable[int]) -> "Tuple[int, int, int]":
         """Return band, least and most bound that suit all of some striped segments."""

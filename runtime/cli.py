@@ -22,11 +22,9 @@ from typing import (
     TextIO,
     Tuple,
     Union,
-    cast,
 )
 
 import click
-import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -34,29 +32,26 @@ from calibration.energy import StatePower, parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
-from calibration.plan_text import is_plan_text
+from calibration.objectives import OBJECTIVE_FORMS, Constraints, parse_objective
 from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import PLANNED, device_store, open_bundle_backend
 from engines.console import command_options, print_json, progress_bar
-from engines.errors import SplitError, UnansweredError
+from engines.errors import UnansweredError
 from engines.program import Program
 from engines.tensors import Array
 from runtime.build import build_plans
 from runtime.doctor import examine
-from runtime.infer_output import (
-    label_of,
-    read_labels,
-    result_line,
-    summary_line,
-    write_record,
-)
+from runtime.explain_cli import explain_command
+from runtime.infer_output import Telling, read_labels
+from runtime.recording import Recorder
+from runtime.replay_cli import replay_command
 from runtime.robot import MAX_IN_FLIGHT, Result, Robot
+from runtime.selector import plan_named, selector_names
 from runtime.server import Server
 from runtime.sources import Sample, open_source
-from runtime.summary import Summary
 from runtime.transport import parse_address
 
 __all__ = ["main"]
@@ -64,8 +59,27 @@ __all__ = ["main"]
 _PREPARE_S = 10.0
 """Longest wait before the first inference for a plan that was asked for by name."""
 
+_RATE_IN_FLIGHT = 4
+"""Frames under way at a time for objective ``rate``, unless the user says how many: enough for all
+to be busy."""
+_NAMES = ", ".join("replay:TABLE.json" if name == "replay" else name for name in sorted(BACKENDS))
+
+
+def _backend_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check the name of a backend; a replay's table is read when it is opened."""
+    name, colon, table = value.partition(":")
+    if name not in BACKENDS or (name == "replay") != bool(colon and table):
+        raise click.BadParameter(f"{value!r} is not one of {_NAMES}", ctx, param)
+    return value
+
+
 _backend = click.option(
-    "--backend", type=click.Choice(sorted(BACKENDS)), default="ort", show_default=True
+    "--backend",
+    default="ort",
+    show_default=True,
+    metavar="NAME",
+    callback=_backend_name,
+    help=f"What computes: {_NAMES}. A replay takes the times of a device that is not here.",
 )
 _threads = click.option(
     "--threads", type=click.IntRange(0), default=0, help="Threads to compute with; 0: automatic."
@@ -120,12 +134,31 @@ def serve(
 @click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
 @click.option(
     "--cut",
-    default="auto",
-    show_default=True,
-    help="auto, local, offload, the id of a cut, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
+    help="The id of a cut to use always, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
     "(two-sided, the robot computes 2 of 4), CUT/32-96-224 (stripes end at these rows), each with "
     ",until=CUT (how far the server works in stripes); rows:CUT@96 (the robot computes the "
-    "outputs above row 96). CUT may be offload: the input itself in stripes.",
+    "outputs above row 96); lossy: halo:CUT@96~16 (the head divided at row 96, each side with 16 "
+    "rows more). CUT may be offload: the input itself in stripes.",
+)
+@click.option(
+    "--selector",
+    metavar="NAME",
+    help=f"What chooses, inference by inference: {', '.join(selector_names())}, fixed:CUT. "
+    "Default: splitrt.",
+)
+@click.option("--objective", default="latency", show_default=True, help=OBJECTIVE_FORMS)
+@click.option("--keep-local", metavar="CUT", help="Nothing before this cut leaves the robot.")
+@click.option(
+    "--allow-lossy-halo",
+    type=click.IntRange(0),
+    metavar="ROWS",
+    help="Lossy: also choose among bounded divisions of at least so many rows of halo, of a "
+    "bundle compiled with --halo.",
+)
+@click.option(
+    "--record",
+    type=click.Path(dir_okay=False),
+    help="Write all that was known, decided and measured to this file, for `runtime replay`.",
 )
 @click.option("--out", type=click.Path(dir_okay=False), help="Write JSON lines to this file.")
 @click.option("--save", type=click.Path(file_okay=False), help="Save outputs, a .npz a sample.")
@@ -142,9 +175,8 @@ def serve(
 @click.option(
     "--in-flight",
     type=click.IntRange(1, MAX_IN_FLIGHT),
-    default=1,
-    show_default=True,
-    help="Frames under way at a time: the next begins while link and server have the ones before.",
+    help="Frames under way at a time: the next begins while link and server have the ones before. "
+    "Default: 1, with --objective rate 4.",
 )
 @_backend
 @_threads
@@ -155,18 +187,29 @@ def infer(
     server: Optional[str],
     source: str,
     count: Optional[int],
-    cut: str,
+    cut: Optional[str],
+    selector: Optional[str],
+    objective: str,
+    keep_local: Optional[str],
+    allow_lossy_halo: Optional[int],
+    record: Optional[str],
     out: Optional[str],
     save: Optional[str],
     labels: Optional[str],
     power: str,
     patience: Optional[float],
-    in_flight: int,
+    in_flight: Optional[int],
     backend: str,
     threads: int,
     as_json: bool,
 ) -> None:
     """Run inferences, one JSON object a line and a summary last (--out, --json)."""
+    if cut is not None and selector is not None:
+        raise click.UsageError("--cut and --selector both say what chooses: give one of them")
+    chooser = cut or selector or "splitrt"
+    constraints = Constraints(keep_local)
+    wanted = parse_objective(objective)
+    in_flight = in_flight or (_RATE_IN_FLIGHT if wanted.kind == "rate" else 1)
     names = read_labels(labels)
     opened = Bundle.open(bundle)
     samples = open_source(source, opened.manifest)
@@ -181,43 +224,44 @@ def infer(
             Robot(
                 opened,
                 server=server,
-                cut=cut,
+                selector=chooser,
+                objective=wanted,
+                constraints=constraints,
+                allow_halo=allow_lossy_halo,
                 backend=backend,
                 threads=threads,
                 power=parse_power(power) if power else StatePower(),
                 patience_s=patience,
             )
         )
-        if server is not None and is_plan_text(cut):
-            robot.prepare(cut, timeout_s=_PREPARE_S)
-        summary = Summary()
-        began_s = time.monotonic()
-        try:
-            wanted = itertools.islice(samples.samples, count or samples.size)
-            for name, result in _results(robot, wanted, in_flight):
-                if isinstance(result, UnansweredError):
-                    summary.failures += 1
-                    write_record(sinks, {"error": str(result), "source": name})
-                    click.echo(f"error: {result}", err=True)
-                    continue
-                summary.add(result)
-                record: Dict[str, Any] = {**result.record(), "source": name}
-                if names:
-                    record["label"] = label_of(result, names)
-                write_record(sinks, record)
-                if folder is not None:
-                    np.savez(str(folder / f"{result.seq:06d}.npz"), **cast(Any, result.outputs))
-                if not as_json:
-                    click.echo(result_line(record))
-        except SplitError:
-            summary.failures += 1
-            raise
-        finally:
-            told = summary.record(elapsed_s=time.monotonic() - began_s)
-            write_record(sinks, {"summary": told})
-            if not as_json:
-                click.echo(summary_line(told))
-    sys.exit(1 if summary.failures else 0)
+        plan = plan_named(chooser)
+        if server is not None and plan is not None:
+            robot.prepare(plan, timeout_s=_PREPARE_S)
+        recorder: Optional[Recorder] = None
+        if record is not None:
+            file = stack.enter_context(open(record, "w", encoding="utf-8"))
+            recorder = Recorder(
+                file,
+                opened,
+                selector=chooser,
+                constraints=constraints,
+                least_halo=allow_lossy_halo,
+                clock=time.monotonic,
+            )
+        told = stack.enter_context(
+            Telling(
+                sinks,
+                title=f"{opened.manifest.name}, {chooser}, {wanted}",
+                names=names,
+                folder=folder,
+                recorder=recorder,
+                people=not as_json,
+            )
+        )
+        frames = itertools.islice(samples.samples, count or samples.size)
+        for name, result in _results(robot, frames, in_flight):
+            told.add(name, result)
+    sys.exit(1 if told.summary.failures else 0)
 
 
 @main.command()
@@ -296,6 +340,13 @@ def profile(
     help="GPUs to build for, where the library builds for others than this machine's.",
 )
 @click.option("--no-halves", is_flag=True, help="Build plans of segments only, not of halves.")
+@click.option(
+    "--stripes",
+    multiple=True,
+    metavar="PLAN",
+    help="Also build the forms of a striped plan, as --cut of `runtime infer` takes it; they "
+    "serve every plan of the same cuts. Repeatable.",
+)
 @_json
 @command_options
 def build(
@@ -304,6 +355,7 @@ def build(
     backend: Optional[str],
     capabilities: Optional[str],
     no_halves: bool,
+    stripes: Tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Build the plans of BUNDLE on this device and keep them beside it.
@@ -319,6 +371,7 @@ def build(
             backend=backend,
             compute_capabilities=tuple((capabilities or "").split(",")) if capabilities else None,
             halves=not no_halves,
+            stripes=stripes,
             progress=advance,
         )
     manifest = opened.manifest
@@ -357,6 +410,10 @@ def doctor(as_json: bool) -> None:
             mend = "" if check.ok else f"  -> {check.mend}"
             click.echo(f"{mark} {check.name:18} {check.found}{mend}")
     sys.exit(0 if all(check.ok for check in checks if check.needed) else 1)
+
+
+main.add_command(explain_command)
+main.add_command(replay_command)
 
 
 def _results(

@@ -3,17 +3,19 @@
 Every course has the same steps. ``head`` is the robot's part; a striped one sends while it
 computes. ``ask`` waits for the answer, ``joined`` puts the model's outputs together from both
 sides, and ``alone`` does what was the server's part, from what the head left: nothing that was
-computed is computed again.
+computed is computed again, but for a bounded division, of which nothing is of use for the exact
+result.
 """
 
 from __future__ import annotations
 
 from typing import Callable, Dict, Mapping, Optional, Protocol
 
+from engines.bounded_runs import BoundedHeadRun
 from engines.errors import LinkError
 from engines.program import Program
 from engines.row_runs import TopRun
-from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, StripePlan, messages, mode_of
 from engines.stripe_runs import HeadRun
 from engines.striped import StripedProgram
 from engines.tensors import Array
@@ -22,7 +24,7 @@ from runtime.requests import Answer, Request
 from runtime.sender import Sender
 from runtime.transport import Deadline
 
-__all__ = ["Course", "RowCourse", "SerialCourse", "StripedCourse"]
+__all__ = ["BoundedCourse", "Course", "RowCourse", "SerialCourse", "StripedCourse"]
 
 
 class Course(Protocol):
@@ -117,7 +119,7 @@ class _Streaming:
     def __init__(self, link: Link, sender: Sender, plan: Plan) -> None:
         self.cut = plan.cut
         self.mode = mode_of(plan)
-        self.stripes = 1 if isinstance(plan, RowPlan) else plan.stripes
+        self.stripes = messages(plan)
         self._link = link
         self._sender = sender
         self._plan = plan
@@ -260,3 +262,43 @@ class RowCourse(_Streaming):
     def alone(self) -> Dict[str, Array]:
         """Carry on below the bound."""
         return self._run.finish()
+
+
+class BoundedCourse(_Streaming):
+    """The head divided in two with a bounded halo, both parts at the same time. Lossy.
+
+    Args:
+        striped: What computes; the plan's form should be loaded.
+        link: The link.
+        sender: Writes the two messages.
+        plan: A valid plan.
+        inputs: The model's inputs.
+    """
+
+    def __init__(
+        self,
+        striped: StripedProgram,
+        link: Link,
+        sender: Sender,
+        plan: BoundedPlan,
+        inputs: Mapping[str, Array],
+    ) -> None:
+        super().__init__(link, sender, plan)
+        self._run = BoundedHeadRun(striped, plan, inputs)
+
+    def head(self) -> None:
+        """Send the raw rows, compute the robot's part meanwhile and send that."""
+        self._begin(self._compute)
+
+    def _compute(self) -> None:
+        self._submit(1, self._run.raw())
+        if not self._failed:
+            self._submit(0, self._run.run())
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Return the answer: all outputs come from the server."""
+        return dict(answer.tensors)
+
+    def alone(self) -> Dict[str, Array]:
+        """Run the whole model, exactly."""
+        return self._run.alone()

@@ -75,23 +75,22 @@ class LinkEstimate:
     queue_s: float = 0.0
     age_s: Optional[float] = None
 
-    def quantile_bps(self, probability: float) -> Optional[float]:
-        """Return the goodput that the link falls short of with this probability.
+    def quantile(self, part: float) -> Optional[float]:
+        """Return the goodput that the link falls short of with probability ``part``.
 
         Between the stated quantiles it is interpolated, beyond them it is the outermost. An
         estimate without quantiles gives its goodput.
         """
-        if not 0.0 <= probability <= 1.0:
-            raise ValueError(f"probability: expected 0 to 1, given {probability}")
+        if not 0.0 <= part <= 1.0:
+            raise ValueError(f"quantile: expected 0 to 1, given {part}")
         if not self.quantiles_bps:
             return self.goodput_bps
         points = list(zip(QUANTILES, self.quantiles_bps))
-        if probability <= points[0][0]:
+        if part <= points[0][0]:
             return points[0][1]
         for (below, low), (above, high) in zip(points, points[1:]):
-            if probability <= above:
-                part = (probability - below) / (above - below)
-                return low * math.pow(high / low, part)
+            if part <= above:
+                return low * math.pow(high / low, (part - below) / (above - below))
         return points[-1][1]
 
 

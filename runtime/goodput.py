@@ -7,7 +7,7 @@ inference caught by a fall costs more than one that could have used a rise.
 How far off it may be is learned from how far off it was: each sample is compared with the level of
 ``_AHEAD_S`` before, and the ratios make the distribution, asymmetric and with whatever tails the
 link has. A few ratios of no link in particular stand in until there are enough. The distribution
-widens as the newest evidence grows old.
+widens as the newest evidence grows old; after a lower bound, upwards only.
 
 Source:
     The quick and slow pair and its minimum are those of adaptive bitrate players
@@ -24,7 +24,7 @@ from runtime.busy import Sample
 
 __all__ = ["QUANTILES", "Level"]
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 """Probabilities at which the distribution is stated."""
 
 _FAST_S = 0.03
@@ -120,11 +120,11 @@ class Level:
         if not self.samples:
             return ()
         age_s = self.age_s(now_s)
-        if age_s is None:
-            age_s = _WIDEN_S * _WIDEST**2
+        above = _WIDEST if age_s is None else _widening(age_s)
+        below = _widening(max(now_s - self._updated_s, 0.0))  # bounds tell of this side
         if self._spread is None:
             self._spread = self._distribution()
-        level, widen = min(self._fast, self._slow), _widening(age_s)
+        level = min(self._fast, self._slow)
         middle = self._spread[len(QUANTILES) // 2]
         found: List[float] = []
         for probability, ratio in zip(QUANTILES, self._spread):
@@ -133,7 +133,8 @@ class Level:
                 aside = min(aside, -_NARROWEST)
             elif probability > 0.5:
                 aside = max(aside, _NARROWEST)
-            found.append(math.exp(level + middle + aside * widen))
+            aside *= below if aside < 0 else above
+            found.append(math.exp(level + middle + aside))
         return tuple(found)
 
     def _compare(self, new: float, sample: Sample, since_s: float) -> None:

@@ -414,6 +414,7 @@ class Link:
         check_parts(specs, result.parts)
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
+        begin_s = time.monotonic()
         try:
             with self._meter.receiving():
                 tensors = read_tensors(
@@ -421,13 +422,15 @@ class Link:
                 )
         except CodecError as exc:
             error = exc
-        elapsed_s = time.monotonic() - request.begin_s
+        end_s = time.monotonic()
         self._forget(header.request)
         if error is not None:
             request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
             return
         down = HEADER_BYTES + header.meta_bytes + header.payload_bytes
-        answer = Answer(tensors, result, request.bytes_up, down, elapsed_s)
+        answer = Answer(
+            tensors, result, request.bytes_up, down, end_s - request.begin_s, end_s - begin_s
+        )
         self._learn(request, answer)
         request.settle(answer)
 

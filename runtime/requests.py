@@ -7,7 +7,7 @@ import time
 from typing import Dict, NamedTuple, Optional, Tuple
 
 from engines.errors import LinkError
-from engines.stripe_plans import Plan, RowPlan
+from engines.stripe_plans import Plan, messages
 from engines.tensors import Array, TensorSpec
 from runtime.messages import Channel
 from runtime.transport import Deadline
@@ -25,6 +25,7 @@ class Answer(NamedTuple):
         bytes_up: Size of the request's message.
         bytes_down: Size of the answer's message.
         elapsed_s: From the first byte sent to the last received.
+        reading_s: From its header to its last byte.
     """
 
     tensors: Dict[str, Array]
@@ -32,6 +33,7 @@ class Answer(NamedTuple):
     bytes_up: int
     bytes_down: int
     elapsed_s: float
+    reading_s: float = 0.0
 
 
 class Request:
@@ -62,7 +64,7 @@ class Request:
         self.cut = cut
         self.plan = plan
         self.results = results
-        self.stripes = 1 if plan is None or isinstance(plan, RowPlan) else plan.stripes
+        self.stripes = 1 if plan is None else messages(plan)
         self.unsent = self.stripes
         self.begin_s = time.monotonic()
         self.bytes_up = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Dict, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
+from runtime.decision import Decision
 
 __all__ = ["Result"]
 
@@ -25,7 +27,8 @@ class Result:
         latency_s: From when the robot began on it to the answer.
         robot_s: Computing on the robot (and coding, where nothing is striped).
         link_s: Sending, receiving and waiting, less the server's time. Where stripes were sent
-            while the robot computed: the larger of what the sender and the server's reader took.
+            while the robot computed: the larger of what the sender and the server's reader took,
+            and reading the answer.
         server_s: Computing and coding on the server.
         queue_s: Waiting for its turn at the server.
         bytes_up: Sent for this inference.
@@ -38,6 +41,8 @@ class Result:
         stripes: Messages that the request had by its plan; 0 without a server.
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
+        decision: What was decided, in which situation, and why.
+        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
     """
 
     outputs: Dict[str, Array]
@@ -60,6 +65,8 @@ class Result:
     stripes: int = 1
     sending_s: float = 0.0
     age_s: float = 0.0
+    decision: Optional[Decision] = None
+    lossy: bool = False
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -72,7 +79,9 @@ class Result:
         """Return the result without its outputs, as one JSON line: ms, Mbps and joules."""
         goodput = None if self.goodput_bps is None else round(self.goodput_bps / 1e6, 3)
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
+        rate_hz = None if self.predicted is None else self.predicted.rate_hz
         error = self.prediction_error
+        situation = None if self.decision is None else self.decision.situation
         return {
             "seq": self.seq,
             "latency_ms": _ms(self.latency_s),
@@ -94,6 +103,9 @@ class Result:
             "sending_ms": _ms(self.sending_s),
             "age_ms": _ms(self.age_s),
             "prediction_error": None if error is None else round(error, 4),
+            "objective": None if situation is None else str(situation.objective),
+            "predicted_hz": None if not rate_hz or math.isinf(rate_hz) else round(rate_hz, 3),
+            "lossy": self.lossy,
         }
 
 

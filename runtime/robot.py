@@ -22,30 +22,45 @@ import logging
 import math
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
 from calibration.energy import StatePower
-from calibration.plan_text import is_plan_text, parse_plan, plan_text
-from calibration.prepared import PreparedPlans
+from calibration.objectives import (
+    LATENCY,
+    UNCONSTRAINED,
+    Constraints,
+    Objective,
+    check_constraints,
+    parse_objective,
+)
+from calibration.plan_text import is_plan_text, plan_text
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.courses import Course
 from runtime.inflight import Frames
 from runtime.link import Link
 from runtime.requests import Answer
 from runtime.result import Result
-from runtime.selector import Decision, Selector, Situation, open_selector, wants_server
+from runtime.selector import (
+    Decision,
+    Selector,
+    Situation,
+    open_selector,
+    parse_allowed,
+    wants_server,
+)
 from runtime.striping import Stripes
-from runtime.tables import prepare_plans, table_for, wire_table
+from runtime.tables import Preparer, table_for, wire_table
 from runtime.transport import Deadline, parse_address
 from runtime.turns import Turns
-from runtime.wire import Table
 
 __all__ = ["Result", "Robot"]
 
@@ -74,13 +89,18 @@ class Robot:
     Args:
         bundle: The bundle, or its path.
         server: ``HOST:PORT`` of a server with the same bundle; none for the robot alone.
-        cut: ``auto``, ``local``, ``offload``, the id of a cut or a striped plan
-            (``calibration.plan_text``); ``infer`` may override it.
+        cut: The selector: one of ``runtime.selector.SELECTORS``, the id of a cut or a striped
+            plan (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
         power: The robot's power by state, for the modelled energy.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
+        selector: Another name for ``cut``, which it overrides.
+        objective: What to be best at, as text (``calibration.objectives``) or as a record.
+        constraints: What an inference may not do.
+        allow_halo: Fewest rows of halo of the lossy plans that may be used
+            (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -101,7 +121,13 @@ class Robot:
         threads: int = 0,
         power: StatePower = StatePower(),
         patience_s: Optional[float] = None,
+        selector: Optional[str] = None,
+        objective: Union[str, Objective] = LATENCY,
+        constraints: Constraints = UNCONSTRAINED,
+        allow_halo: Optional[int] = None,
     ) -> None:
+        if allow_halo is not None and allow_halo < 0:
+            raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
         if patience_s is not None and not 0 < patience_s <= _LONGEST_PATIENCE_S:
             raise SplitError(
                 f"patience: expected seconds above 0, at most {_LONGEST_PATIENCE_S:.0f}, "
@@ -109,13 +135,16 @@ class Robot:
             )
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self._selector_name = cut
-        self._selector = open_selector(cut, self.bundle.manifest)
+        self._selector_name = cut if selector is None else selector
+        self._halo = allow_halo
+        self._selector = self._open_selector(self._selector_name)
+        self._objective = parse_objective(objective) if isinstance(objective, str) else objective
+        check_constraints(constraints, self.bundle.manifest)
+        self._constraints = constraints
         self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._plans: Optional[Tuple[Table, Optional[PreparedPlans]]] = None
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
             self.bundle,
@@ -125,8 +154,16 @@ class Robot:
         self._stripes = Stripes(self.program)
         self._turns = Turns()
         self.link: Optional[Link] = None
+        self._preparer: Optional[Preparer] = None
         try:
             self._table = wire_table(table_for(self.program))
+            self._preparer = Preparer(
+                self.bundle.manifest,
+                self._table,
+                self._power,
+                least_halo=allow_halo,
+                usable=self._stripes.usable,
+            )
             if address is not None:
                 self._connect(*address)
         except BaseException:
@@ -146,6 +183,8 @@ class Robot:
         """End the link and free the engines; safe to call again."""
         if self.link is not None:
             self.link.close()
+        if self._preparer is not None:
+            self._preparer.close()
         self._stripes.close()
         self.program.close()
 
@@ -166,7 +205,7 @@ class Robot:
             EngineError: Something cannot be loaded here.
         """
         if is_plan_text(cut):
-            plan = parse_plan(cut, self.bundle.manifest)
+            plan = parse_allowed(cut, self.bundle.manifest, self._halo)
             return self.link is not None and self._stripes.prepare(plan, self.link, timeout_s)
         index = self.bundle.manifest.cut(cut).index
         self.program.load_half(0, index)
@@ -179,6 +218,7 @@ class Robot:
         *,
         in_flight: int = 2,
         cut: Optional[str] = None,
+        deadline_s: Optional[float] = None,
     ) -> Frames:
         """Run one inference a frame, several of them at a time.
 
@@ -190,26 +230,36 @@ class Robot:
             frames: The model's inputs by name, frame by frame; taken only when there is room.
             in_flight: Frames under way at a time, from 1 to 8.
             cut: As for :meth:`infer`.
+            deadline_s: As for :meth:`infer`.
         """
         if not 1 <= in_flight <= MAX_IN_FLIGHT:
             raise SplitError(f"in flight: expected 1 to {MAX_IN_FLIGHT} frames, given {in_flight}")
+        objective = self._objective_of(deadline_s)
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
             number, taken_s = next(self._numbers), time.monotonic()
             self._turns.reserve(number)
             return (
-                lambda: self._infer(number, taken_s, frame, cut),
+                lambda: self._infer(number, taken_s, frame, cut, objective, in_flight),
                 lambda: self._turns.withdraw(number),
             )
 
         return Frames(frames, start, in_flight)
 
-    def infer(self, inputs: Mapping[str, Array], *, cut: Optional[str] = None) -> Result:
+    def infer(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        cut: Optional[str] = None,
+        deadline_s: Optional[float] = None,
+    ) -> Result:
         """Run one inference.
 
         Args:
             inputs: The model's inputs by name.
             cut: Overrides the robot's own choice: what the robot itself was given.
+            deadline_s: Overrides the robot's objective: the least energy among what keeps this
+                deadline, in seconds from the call.
 
         Returns:
             The outputs and what happened.
@@ -221,7 +271,8 @@ class Robot:
             UnansweredError: They can where the bundle was compiled for a robot whose memory does
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut)
+        objective = self._objective_of(deadline_s)
+        return self._infer(next(self._numbers), time.monotonic(), inputs, cut, objective)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -231,10 +282,12 @@ class Robot:
         taken_s: float,
         inputs: Mapping[str, Array],
         cut: Optional[str],
+        objective: Objective,
+        in_flight: Optional[int] = None,
     ) -> Result:
         with self._turns.turn(number):
             begin = time.monotonic()
-            decision = self._decide(cut)
+            decision = self._decide(cut, objective, in_flight)
             self._check_alone(decision.cut, decision.reason)
             course = self._stripes.course(decision, self.link, inputs)
             course.head()
@@ -276,21 +329,37 @@ class Robot:
             answer=answer,
         )
 
-    def _decide(self, cut: Optional[str]) -> Decision:
+    def _objective_of(self, deadline_s: Optional[float]) -> Objective:
+        return self._objective if deadline_s is None else Objective("deadline", limit=deadline_s)
+
+    def _open_selector(self, name: str) -> Selector:
+        return open_selector(name, self.bundle.manifest, least_halo=self._halo)
+
+    def _decide(
+        self, cut: Optional[str], objective: Objective, in_flight: Optional[int]
+    ) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
-        selector: Selector = self._selector
-        if cut is not None:
-            selector = open_selector(cut, self.bundle.manifest)
-        decision = selector.decide(self._situation())
-        if decision.plan is None:
-            return decision
-        why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
-        if not why_not:
-            return decision
-        serial = decision.cut
-        if self.bundle.manifest.cuts[serial].refused:
-            serial = self.program.last
-        return Decision(serial, f"{decision.reason}; {why_not}", None)
+        selector = self._selector if cut is None else self._open_selector(cut)
+        situation = self._situation(objective, in_flight)
+        decision = selector.decide(situation)
+        if decision.plan is not None:
+            why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
+            if why_not:
+                decision = self._without_plan(selector, decision, situation, why_not)
+        return replace(decision, situation=situation)
+
+    def _without_plan(
+        self, selector: Selector, decision: Decision, situation: Situation, why_not: str
+    ) -> Decision:
+        """Choose again among the serial cuts; where a plan was named, take its cut."""
+        serial = selector.decide(replace(situation, serial=True))
+        reason = f"{decision.reason}; {why_not}"
+        if serial.plan is None:
+            return replace(serial, reason=reason)
+        cut = decision.cut
+        if self.bundle.manifest.cuts[cut].refused:
+            cut = self.program.last
+        return Decision(cut, reason, None)
 
     def _check_alone(self, cut: int, reason: str) -> None:
         """Refuse to run the whole model where its memory is not to be had."""
@@ -330,22 +399,20 @@ class Robot:
         """Whether the user named a cut with a server's part: running alone is a fallback then."""
         return wants_server(self._selector_name if cut is None else cut, self.bundle.manifest)
 
-    def _situation(self) -> Situation:
-        link = self.link
-        if link is None or not link.up:
-            return Situation(None, None, 0.0)
-        estimate = link.estimate
-        return Situation(self._plans_of(link.server_table), estimate, estimate.queue_s)
-
-    def _plans_of(self, server: Optional[Table]) -> Optional[PreparedPlans]:
-        """Prepare all plans, once for each table that a server sent."""
-        if server is None:
-            return None
-        with self._lock:
-            if self._plans is None or self._plans[0] is not server:
-                plans = prepare_plans(self.bundle.manifest, self._table, server, power=self._power)
-                self._plans = (server, plans)
-            return self._plans[1]
+    def _situation(self, objective: Objective, in_flight: Optional[int]) -> Situation:
+        link, plans, estimate = self.link, None, None
+        if link is not None and link.up:
+            assert self._preparer is not None
+            plans = self._preparer.plans(link.server_table)
+            estimate = link.estimate
+        return Situation(
+            plans,
+            estimate,
+            0.0 if estimate is None else estimate.queue_s,
+            objective,
+            self._constraints,
+            in_flight=in_flight,
+        )
 
     def _result(
         self,
@@ -362,16 +429,17 @@ class Robot:
         waited_s: float,
         answer: Optional[Answer],
     ) -> Result:
-        server_s = queue_s = receive_s = 0.0
+        server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
-            receive_s, down = answer.result.receive_s, answer.bytes_down
+            receive_s, reading_s = answer.result.receive_s, answer.reading_s
+            down = answer.bytes_down
         if decision.plan is None:
             link_s = max(waited_s - server_s - queue_s, 0.0)
             idle_s = server_s + queue_s
         else:  # computing and sending overlap: see calibration.prepared for their power
-            link_s = max(course.sending_s, receive_s)
+            link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimate
         return Result(
@@ -395,6 +463,8 @@ class Robot:
             stripes=course.stripes,
             sending_s=course.sending_s,
             age_s=age_s,
+            decision=decision,
+            lossy=answer is not None and is_lossy(decision.plan),
         )
 
     def _connect(self, host: str, port: int) -> None:
@@ -410,6 +480,8 @@ class Robot:
             if fatal is not None:
                 raise fatal
             logger.warning("%s; running on the robot, connecting again", link.trouble)
+        elif self._preparer is not None:
+            self._preparer.prepare(link.server_table)
 
 
 def _robot_part(manifest: Manifest) -> Set[int]:

@@ -29,7 +29,7 @@ from runtime.messages import STALL_S, Channel, Message
 from runtime.payload import check_parts, pack_tensors, read_tensors
 from runtime.protocol import Role, State
 from runtime.scheduler import Job, Scheduler
-from runtime.striped_request import StripedRequest, check_plan
+from runtime.striped_request import Receipt, StripedRequest, check_plan
 from runtime.transport import Deadline, Stream
 from runtime.wire import (
     Error,
@@ -222,9 +222,9 @@ class Session:
         specs = manifest.specs(cut.tensors)
         check_parts(specs, meta.parts)
         self._take_slot()
-        tensors, error, received_s = self._read(specs, meta.parts)
+        tensors, error, receipt = self._read(specs, meta.parts)
         answer = partial(self._answer, header.request, header.cut, manifest.specs(cut.results))
-        done = partial(answer, receive_s=received_s)
+        done = partial(answer, receive_s=receipt.whole_s)
         job = Job(served.program, cut.index, tensors, done)
         with self._jobs_lock:
             self._jobs[header.request] = job
@@ -261,9 +261,9 @@ class Session:
     def _take_stripe(self, request: StripedRequest, header: Header, meta: Infer) -> None:
         specs = request.expect(header, meta)
         check_parts(specs, meta.parts)
-        tensors, error, received_s = self._read(specs, meta.parts)
+        tensors, error, receipt = self._read(specs, meta.parts)
         with self._jobs_lock:
-            request.received(received_s)
+            request.received(receipt)
             if request.complete and request.told:
                 del self._jobs[request.number]
         if error is not None:
@@ -279,8 +279,11 @@ class Session:
 
     def _read(
         self, specs: Tuple[TensorSpec, ...], parts: Tuple[Part, ...]
-    ) -> "Tuple[Dict[str, Array], Optional[CodecError], float]":
-        """Read a payload; returns the tensors or what is wrong with them, and the seconds."""
+    ) -> "Tuple[Dict[str, Array], Optional[CodecError], Receipt]":
+        """Read a payload; returns the tensors or what is wrong with them, and how it came."""
+        nbytes = sum(part.nbytes for part in parts)
+        # What came together with the header was on its way before the clock started.
+        early = min(self._channel.stream.unread_bytes() or 0, nbytes)
         begin = time.monotonic()
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
@@ -294,7 +297,7 @@ class Session:
             )
         except CodecError as exc:
             error = exc
-        return tensors, error, time.monotonic() - begin
+        return tensors, error, Receipt(nbytes, early, time.monotonic() - begin)
 
     def _answer(
         self,

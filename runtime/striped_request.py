@@ -10,18 +10,53 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Dict, List, Mapping, Optional, Protocol, Tuple
+from typing import Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
+from engines.bounded_runs import BoundedTailRun
 from engines.errors import RemoteProtocolError, SplitError
 from engines.manifest import Manifest
 from engines.row_runs import BottomRun
-from engines.stripe_plans import Plan, RowPlan, sent, trouble
+from engines.stripe_plans import (
+    BoundedPlan,
+    Plan,
+    RowPlan,
+    messages,
+    sent,
+    trouble,
+    wire_order,
+)
 from engines.stripe_runs import TailRun
 from engines.striped import StripedProgram
 from engines.tensors import Array, TensorSpec
 from runtime.wire import Header, Infer
 
-__all__ = ["Answerer", "StripedRequest", "check_plan"]
+__all__ = ["Answerer", "Receipt", "StripedRequest", "check_plan"]
+
+
+class Receipt(NamedTuple):
+    """How long a payload was on its way.
+
+    Attributes:
+        nbytes: Its bytes.
+        early: Those of them that were there before anyone looked.
+        seconds: In which the others came.
+    """
+
+    nbytes: int = 0
+    early: int = 0
+    seconds: float = 0.0
+
+    @property
+    def whole_s(self) -> float:
+        """Seconds that all of it took, at the pace at which the others came."""
+        timed = self.nbytes - self.early
+        return self.seconds * self.nbytes / timed if timed > 0 else self.seconds
+
+    def plus(self, other: Receipt) -> Receipt:
+        """Return both together."""
+        return Receipt(
+            self.nbytes + other.nbytes, self.early + other.early, self.seconds + other.seconds
+        )
 
 
 class Answerer(Protocol):
@@ -57,12 +92,13 @@ class StripedRequest:
         self._cut = header.cut
         self._answer = answer
         self._lock = threading.Lock()
-        self._run: "Optional[TailRun | BottomRun]" = None
-        self._order: Tuple[int, ...] = (0,) if isinstance(plan, RowPlan) else plan.wire_order()
+        self._run: "Optional[TailRun | BottomRun | BoundedTailRun]" = None
+        self._order: Tuple[int, ...] = wire_order(plan)
         self._received = 0
         self._answered = False
         self._ended_s = 0.0
-        self._times: List[float] = [0.0, 0.0, 0.0]
+        self._receipt = Receipt()
+        self._times: List[float] = [0.0, 0.0]
 
     def __repr__(self) -> str:
         return f"<StripedRequest {self.number} {self._received} of {len(self._order)} stripes>"
@@ -83,8 +119,7 @@ class StripedRequest:
         Raises:
             EngineError: A form cannot be loaded here.
         """
-        plan = self._plan
-        run = BottomRun(striped, plan) if isinstance(plan, RowPlan) else TailRun(striped, plan)
+        run = _run_of(self._plan, striped)
         with self._lock:
             if not self._answered:
                 self._run = run
@@ -112,10 +147,10 @@ class StripedRequest:
             raise RemoteProtocolError(f"{what}: expected stripe {due} by its plan")
         return sent(self._plan, self._manifest, due)
 
-    def received(self, receive_s: float) -> None:
+    def received(self, receipt: Receipt) -> None:
         """Note that the message that was expected has been read."""
         self._received += 1
-        self._times[0] += receive_s
+        self._receipt = self._receipt.plus(receipt)
 
     def settle(
         self, outputs: Optional[Dict[str, Array]], error: Optional[SplitError] = None
@@ -126,7 +161,8 @@ class StripedRequest:
             if self._answered:
                 return
             self._answered = True
-        receive_s, queue_s, compute_s = self._times
+        queue_s, compute_s = self._times
+        receive_s = self._receipt.whole_s
         self._answer(outputs, error, queue_s, compute_s, receive_s=receive_s)
 
     def drop(self) -> None:
@@ -148,8 +184,8 @@ class StripedRequest:
     def computed(self, arrived_s: float, queue_s: float, compute_s: float) -> None:
         """Add up the times. Waiting for the request's own stripes is not waiting for others."""
         begin_s = arrived_s + queue_s
-        self._times[1] += max(begin_s - max(arrived_s, self._ended_s), 0.0)
-        self._times[2] += compute_s
+        self._times[0] += max(begin_s - max(arrived_s, self._ended_s), 0.0)
+        self._times[1] += compute_s
         self._ended_s = begin_s + compute_s
 
 
@@ -178,6 +214,14 @@ class _StripeJob:
             self._request.settle(outputs, error)
 
 
+def _run_of(plan: Plan, striped: StripedProgram) -> "TailRun | BottomRun | BoundedTailRun":
+    if isinstance(plan, RowPlan):
+        return BottomRun(striped, plan)
+    if isinstance(plan, BoundedPlan):
+        return BoundedTailRun(striped, plan)
+    return TailRun(striped, plan)
+
+
 def check_plan(header: Header, plan: Plan, manifest: Manifest) -> None:
     """Check a peer's plan against the bundle, before anything is allocated for it.
 
@@ -191,7 +235,7 @@ def check_plan(header: Header, plan: Plan, manifest: Manifest) -> None:
     if plan.cut == len(manifest.cuts) - 1:
         raise RemoteProtocolError(f"{what}: after cut {plan.cut} nothing is left to compute")
     cut = int(manifest.cuts[plan.cut].id, 16)
-    stripes = 1 if isinstance(plan, RowPlan) else plan.stripes
+    stripes = messages(plan)
     if (header.cut, header.stripes) != (cut, stripes):
         raise RemoteProtocolError(
             f"{what}: expected cut {cut:08x} and {stripes} stripes in the header, "

@@ -6,12 +6,13 @@ import threading
 import time
 from typing import Mapping, Optional
 
+from calibration.plan_text import plan_text
 from engines.errors import EngineError
 from engines.program import Program
-from engines.stripe_plans import Plan, RowPlan, trouble
+from engines.stripe_plans import BoundedPlan, Plan, RowPlan, trouble
 from engines.striped import Side, StripedProgram, form_files
 from engines.tensors import Array
-from runtime.courses import Course, RowCourse, SerialCourse, StripedCourse
+from runtime.courses import BoundedCourse, Course, RowCourse, SerialCourse, StripedCourse
 from runtime.link import Link
 from runtime.selector import Decision
 from runtime.sender import Sender
@@ -55,11 +56,18 @@ class Stripes:
             return f"plan refused: {wrong}"
         if not self._striped.offered:
             return f"no stripes: backend {self._program.backend.name!r} runs no striped forms"
+        if not self.usable(plan):
+            text = plan_text(plan, self._striped.manifest)
+            return f"no stripes: no plans of its forms; `runtime build BUNDLE --stripes {text}`"
         if not link.takes_stripes:
             return "no stripes: the server takes none"
         if isinstance(plan, RowPlan) and not whole:
             return "no row split: this robot may not run the whole model"
         return "" if self._ready(plan, link) else "stripes are being prepared"
+
+    def usable(self, plan: Plan) -> bool:
+        """Whether the robot's side of a valid plan can be loaded here."""
+        return self._striped.loadable(plan, Side.ROBOT)
 
     def prepare(self, plan: Plan, link: Link, timeout_s: float) -> bool:
         """Load a valid plan's forms and wait for the server to have its own.
@@ -92,6 +100,8 @@ class Stripes:
         sender = self._writer()
         if isinstance(plan, RowPlan):
             return RowCourse(self._striped, link, sender, plan, inputs)
+        if isinstance(plan, BoundedPlan):
+            return BoundedCourse(self._striped, link, sender, plan, inputs)
         return StripedCourse(self._striped, link, sender, plan, inputs)
 
     def close(self) -> None:

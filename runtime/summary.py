@@ -19,8 +19,11 @@ class Summary:
         self._latency_ms: List[float] = []
         self._energy_j: List[float] = []
         self._age_ms: List[float] = []
+        self._ratios: List[float] = []
         self._answered_by: "Counter[str]" = Counter()
+        self._modes: "Counter[str]" = Counter()
         self.failures = 0
+        self.lossy = 0
 
     def add(self, result: Result) -> None:
         """Count an answered inference."""
@@ -28,9 +31,15 @@ class Summary:
         self._age_ms.append(result.age_s * 1e3)
         self._energy_j.append(result.energy_j)
         self._answered_by[result.answered_by] += 1
+        self.lossy += result.lossy
+        self._modes[result.mode] += 1
+        if result.prediction_error is not None:
+            self._ratios.append(1 + result.prediction_error)
 
     def record(self, *, elapsed_s: Optional[float] = None) -> Dict[str, Any]:
         """Return count, failures, who answered, latency and age (ms), mean energy (J), rate.
+
+        ``modes`` counts the modes; ``ratio_p50`` is the median of measured over predicted latency.
 
         Args:
             elapsed_s: What all of it took, for the rate.
@@ -39,7 +48,9 @@ class Summary:
         record: Dict[str, Any] = {
             "count": len(latency),
             "failures": self.failures,
+            "lossy": self.lossy,
             "answered_by": dict(sorted(self._answered_by.items())),
+            "modes": dict(sorted(self._modes.items())),
         }
         for quantile in (50, 95, 99):
             value = float(np.percentile(latency, quantile)) if latency.size else None
@@ -48,5 +59,7 @@ class Summary:
         record["mean_energy_j"] = None if mean_j is None else round(mean_j, 6)
         age = round(float(np.median(self._age_ms)), 3) if self._age_ms else None
         record["age_p50_ms"] = age
+        ratio = round(float(np.median(self._ratios)), 4) if self._ratios else None
+        record["ratio_p50"] = ratio
         record["rate_hz"] = round(len(latency) / elapsed_s, 3) if elapsed_s else None
         return record

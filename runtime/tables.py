@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Callable, Optional
 
 from calibration.energy import StatePower
@@ -13,9 +14,10 @@ from calibration.segment_times import SegmentTimes, estimated_times
 from engines.errors import SplitError
 from engines.manifest import Manifest
 from engines.program import Program
+from engines.stripe_plans import Plan
 from runtime.wire import Table
 
-__all__ = ["prepare_plans", "table_for", "times_of", "wire_table"]
+__all__ = ["Preparer", "prepare_plans", "table_for", "times_of", "wire_table"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +74,100 @@ def times_of(table: Table, manifest: Manifest) -> Optional[SegmentTimes]:
 
 
 def prepare_plans(
-    manifest: Manifest, robot: Table, server: Table, *, power: StatePower = StatePower()
+    manifest: Manifest,
+    robot: Table,
+    server: Table,
+    *,
+    power: StatePower = StatePower(),
+    least_halo: Optional[int] = None,
+    usable: Callable[[Plan], bool] = lambda _: True,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
+
+    With ``least_halo``, lossy plans of at least so many rows of halo are among them; of all plans,
+    only those that ``usable`` says can be carried out.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power)
+    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo, usable=usable)
+
+
+class Preparer:
+    """Keeps the plans for the server's current table, and prepares them where nobody waits.
+
+    Safe across threads.
+
+    Args:
+        manifest: The bundle's manifest.
+        robot: The robot's table.
+        power: The robot's power by state.
+        least_halo: See :func:`prepare_plans`.
+        usable: See :func:`prepare_plans`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        robot: Table,
+        power: StatePower,
+        *,
+        least_halo: Optional[int] = None,
+        usable: Callable[[Plan], bool] = lambda _: True,
+    ) -> None:
+        self._manifest = manifest
+        self._robot = robot
+        self._power = power
+        self._least_halo = least_halo
+        self._usable = usable
+        self._lock = threading.Lock()
+        self._server: Optional[Table] = None
+        self._plans: Optional[PreparedPlans] = None
+        self._thread: Optional[threading.Thread] = None
+
+    def __repr__(self) -> str:
+        return f"<Preparer {self._plans!r}>"
+
+    def plans(self, server: Optional[Table]) -> Optional[PreparedPlans]:
+        """Return all plans for a server's table; none while they are being prepared.
+
+        A server that comes back with the same times needs nothing prepared.
+        """
+        if server is None:
+            return None
+        with self._lock:
+            if self._server is server or self._server == server:
+                return self._plans
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self.prepare, args=(server,), name="splitrt-prepare", daemon=True
+                )
+                self._thread.start()
+        return None
+
+    def prepare(self, server: Optional[Table]) -> None:
+        """Prepare all plans for a server's table now."""
+        if server is None:
+            return
+        plans: Optional[PreparedPlans] = None
+        try:
+            plans = prepare_plans(
+                self._manifest,
+                self._robot,
+                server,
+                power=self._power,
+                least_halo=self._least_halo,
+                usable=self._usable,
+            )
+        finally:
+            with self._lock:
+                self._server, self._plans, self._thread = server, plans, None
+
+    def close(self) -> None:
+        """Wait for what is being prepared; safe to call again."""
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join()

@@ -31,6 +31,9 @@ _BACKLOG = 128
 _SIOCOUTQ = 0x5411
 """Linux ioctl: bytes in the send queue that the peer has not acknowledged (tcp(7))."""
 
+_SIOCINQ = 0x541B
+"""Linux ioctl: bytes in the receive queue that have not been read (tcp(7))."""
+
 
 class Deadline:
     """A point in time that several steps share.
@@ -149,13 +152,11 @@ class Stream:
 
     def unacknowledged_bytes(self) -> Optional[int]:
         """Bytes written that the peer's kernel has not acknowledged; none where unknown."""
-        try:
-            import fcntl  # noqa: PLC0415 (Unix only)
+        return self._queued(_SIOCOUTQ)
 
-            packed = fcntl.ioctl(self._sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
-        except (ImportError, OSError, ValueError):
-            return None
-        return int(struct.unpack("i", packed)[0])
+    def unread_bytes(self) -> Optional[int]:
+        """Bytes that have arrived and were not read yet; none where unknown."""
+        return self._queued(_SIOCINQ)
 
     def counters(self) -> Optional[Counters]:
         """Return the kernel's counters; none where it keeps none, or the socket is closed."""
@@ -182,6 +183,16 @@ class Stream:
         """Break the connection and free the socket; for the thread that reads."""
         self.abort()
         self._sock.close()
+
+    def _queued(self, request: int) -> Optional[int]:
+        """Ask the kernel how long a queue is."""
+        try:
+            import fcntl  # noqa: PLC0415 (Unix only)
+
+            packed = fcntl.ioctl(self._sock.fileno(), request, b"\0\0\0\0")
+        except (ImportError, OSError, ValueError):
+            return None
+        return int(struct.unpack("i", packed)[0])
 
     def _wait(self, event: int, deadline: Deadline, stall_s: Optional[float]) -> None:
         left = deadline.remaining_s()

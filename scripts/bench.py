@@ -24,8 +24,13 @@ PARTS = {
     "segments": "benches.segments",
     "overhead": "benches.overhead",
     "compile": "benches.compiling",
+    "decide": "benches.decide",
     "search": "benches.search",
     "vgg19": "benches.vgg19",
+    "stripes": "benches.stripes",
+    "replay": "benches.replay",
+    "rate": "benches.rate",
+    "robots": "benches.robots",
 }
 """Name of a part -> module with ``run() -> list[Row]``."""
 
@@ -56,9 +61,25 @@ def main(only: str | None) -> None:
         )
     console = Console(width=max(120, Console().width))
     console.print(table)
+    parts = _parts([row for row in rows if row.more])
+    if parts is not None:
+        Console(width=max(200, console.width)).print(parts)
     console.print(
         f"medians of one run; Python {platform.python_version()}, {os.cpu_count()} cores; {OUT}"
     )
+
+
+def _parts(rows: list[Row]) -> Table | None:
+    """Return a table of what else was measured, if anything was."""
+    titles = list(dict.fromkeys(title for row in rows for title in row.more))
+    if not titles:
+        return None
+    table = Table("workload", "value", "ratio", *titles)
+    for row in rows:
+        cells = [row.more.get(title, "") for title in titles]
+        shown = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        table.add_row(row.workload, f"{row.value:.2f}", f"{row.ratio:.3f}", *shown)
+    return table
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shaped_link import PAYLOAD_SHARE
+
 from runtime.estimator import LinkEstimate, LinkEstimator
 from runtime.evidence import Connected, Reading, RoundTrip, Transfer
 from runtime.probing import ProbeBudget
@@ -33,9 +35,6 @@ __all__ = [
 
 FRAME_BYTES = 150_528
 """A 224 x 224 picture in uint8."""
-
-PAYLOAD = 1448 / 1514
-"""Payload of a full TCP segment by its size on Ethernet, as a token bucket counts it."""
 
 RTT_S = 0.003
 _TICK_S = 0.0005
@@ -64,7 +63,7 @@ class Trace:
     def goodput_bps(self, at_s: float) -> float:
         """Payload bits per second at a moment."""
         index = min(max(int(at_s / self.step_s), 0), len(self.mbps) - 1)
-        return self.mbps[index] * 1e6 * PAYLOAD
+        return self.mbps[index] * 1e6 * PAYLOAD_SHARE
 
     def mean_bps(self, begin_s: float, end_s: float, points: int = 20) -> float:
         """Payload bits per second over a stretch."""
@@ -264,7 +263,8 @@ def score(
     )
     sizes = sorted(abs(error) for error in errors)
     ahead = [trace.mean_bps(one.at_s, one.at_s + 0.2) for one in known]
-    quantiles = [one.estimate.quantiles_bps for one in known]
+    bands = (0.05, 0.25, 0.75, 0.95)
+    quantiles = [tuple(one.estimate.quantile(q) or 0.0 for q in bands) for one in known]
     downs, ups = step_lags_s(trace, found)
     return Score(
         estimates=len(known),
@@ -278,7 +278,7 @@ def score(
             for q, one in zip(quantiles, known, strict=True)
         ),
         ahead=_share(q[0] <= t <= q[-1] for q, t in zip(quantiles, ahead, strict=True)),
-        half=_share(q[1] <= t <= q[3] for q, t in zip(quantiles, ahead, strict=True)),
+        half=_share(q[1] <= t <= q[2] for q, t in zip(quantiles, ahead, strict=True)),
         width=statistics.median(q[-1] / q[0] for q in quantiles),
         down_s=statistics.median(downs) if downs else None,
         up_s=statistics.median(ups) if ups else None,

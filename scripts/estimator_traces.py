@@ -41,7 +41,7 @@ from runtime.requests import Request
 from runtime.transport import Deadline, Stream
 from runtime.wire import Hello, Infer, Kind, Result, Welcome
 
-BURST = "3kb"
+BURST = 3_100
 """Depth of the token bucket: two packets. A deeper one lets a good part of a probe through for
 free, which no Wi-Fi does."""
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
-from shaped_link import ShapedLink, shaped_link
+from shaped_link import PAYLOAD_SHARE, ShapedLink, shaped_link
 
 __all__ = ["LinkCheck", "check_link", "probe", "serve", "trouble"]
 
@@ -32,9 +32,6 @@ PAUSE_S = 0.3
 """Longer than TCP's shortest retransmission time: the congestion window starts afresh."""
 
 ROUND_TRIPS = 20
-PAYLOAD = 1448 / 1514
-"""Payload of a full TCP segment by its size on Ethernet, as the token bucket counts it."""
-
 _REQUEST_BYTES = 24
 
 
@@ -98,7 +95,7 @@ def trouble(check: LinkCheck, link: ShapedLink, *, tolerance: float = 0.1) -> st
     """Say how a link misses what it should be; an empty string if it does not."""
     if link.rate_mbps is None:
         return "the link is not shaped"
-    goodput = link.rate_mbps * PAYLOAD
+    goodput = link.rate_mbps * PAYLOAD_SHARE
     both = goodput if link.half_duplex else 2 * goodput
     frame_ms = FRAME_BYTES * 8e-3 / goodput
     wrong = [

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 __all__ = [
     "BURST",
+    "PAYLOAD_SHARE",
     "ShapedLink",
     "changing_rate",
     "delete_namespaces",
@@ -27,8 +28,16 @@ __all__ = [
     "steps_of",
 ]
 
-BURST = "10kb"
-"""Token bucket depth. A deeper one would let whole frames through for free."""
+BURST = 10_000
+"""Deepest token bucket, in bytes. A deeper one would let whole frames through for free."""
+
+BURST_S = 1e-3
+"""What a bucket holds: so long of the rate, but at least two packets."""
+
+_SHALLOWEST = 3100
+
+PAYLOAD_SHARE = 1448 / 1514
+"""Payload of a full TCP segment by its size on Ethernet, as the token bucket counts it."""
 
 QUEUE_BYTES = 4_000_000
 """Longest queue of a station: a few frames, so that none drops and TCP never backs off."""
@@ -57,7 +66,7 @@ class ShapedLink:
         rate_mbps: Rate of each token bucket; none where the link is not shaped.
         half_duplex: Whether there is one bucket for all that is sent.
         shapers: Namespace and device of each token bucket.
-        burst: Their depth.
+        burst: Their depth in bytes; none for what suits the rate.
     """
 
     server_host: str
@@ -68,12 +77,12 @@ class ShapedLink:
     rate_mbps: float | None = None
     half_duplex: bool = False
     shapers: list[tuple[str, str]] = field(default_factory=list)
-    burst: str = BURST
+    burst: int | None = None
 
 
 @contextmanager
 def shaped_link(
-    rate_mbps: float, *, half_duplex: bool = False, robots: int = 1, burst: str = BURST
+    rate_mbps: float, *, half_duplex: bool = False, robots: int = 1, burst: int | None = None
 ) -> Iterator[ShapedLink]:
     """Give a link of ``rate_mbps``, or the loopback with the reason why it is not shaped.
 
@@ -82,7 +91,7 @@ def shaped_link(
         half_duplex: One budget for both directions and all robots; else one for each direction
             of each robot.
         robots: Robots on the link.
-        burst: Depth of each token bucket, as tc(8) takes it.
+        burst: Depth of each token bucket in bytes; none for what suits the rate.
     """
     trouble = _trouble()
     name = f"{_PREFIX}{os.getpid()}"
@@ -149,7 +158,7 @@ def changing_rate(link: ShapedLink) -> Iterator[Callable[[float], None]]:
 
 
 def steps_of(
-    name: str, rate_mbps: float, *, half_duplex: bool, robots: int, burst: str = BURST
+    name: str, rate_mbps: float, *, half_duplex: bool, robots: int, burst: int | None = None
 ) -> list[list[str]]:
     """Return the commands that make the link, in order; all namespaces begin with ``name``."""
     air = f"{name}-air"
@@ -195,8 +204,10 @@ def _shaper(namespace: str, device: str, bucket: str) -> list[str]:
     return [f"{tc} root handle 1: {bucket}", f"{tc} parent 1:1 handle 2: htb default 99"]
 
 
-def _bucket(rate_mbps: float, burst: str) -> str:
-    return f"tbf rate {rate_mbps}mbit burst {burst} limit {QUEUE_BYTES}"
+def _bucket(rate_mbps: float, burst: int | None) -> str:
+    if burst is None:
+        burst = min(BURST, max(_SHALLOWEST, round(rate_mbps * 1e6 / 8 * BURST_S)))
+    return f"tbf rate {rate_mbps}mbit burst {burst}b limit {QUEUE_BYTES}"
 
 
 def _shapers(name: str, *, half_duplex: bool, robots: int) -> list[tuple[str, str]]:

@@ -16,11 +16,12 @@ from onnx import ModelProto
 
 from compiler.cuts import Boundaries
 from compiler.graph import Node, ValueGraph
+from compiler.stripes.bounded import write_bounded
 from compiler.stripes.extents import Extents, follow
 from compiler.stripes.facts import Facts
 from compiler.stripes.forms import Former, carries
 from engines.manifest import ImageLayout
-from engines.stripes import RowSplit, StripedCut, StripedSegment, Striping
+from engines.stripes import BoundedCut, RowSplit, StripedCut, StripedSegment, Striping
 
 __all__ = [
     "SplitFound",
@@ -108,6 +109,7 @@ def write_stripes(
     boundaries: Boundaries,
     streams: Streams,
     *,
+    halos: Sequence[int] = (),
     progress: Callable[[int, int], None],
 ) -> Striping | None:
     """Write every striped form into ``folder``.
@@ -118,6 +120,7 @@ def write_stripes(
         graph: Its value graph.
         boundaries: Its cuts and segments.
         streams: From :func:`find_streams`.
+        halos: Rows of halo for which to make bounded divisions.
         progress: Called with (parts done, parts in all).
 
     Returns:
@@ -127,11 +130,23 @@ def write_stripes(
     extents = streams.extents
     if len(boundaries.segments) > _MOST_SEGMENTS:
         extents = None
+    bounded: tuple[BoundedCut, ...] = ()
+    crossing: set[str] = set()
+    if halos and streams.extents is not None:
+        whole = Former(model, graph, boundaries.order, streams.extents)
+        bounded, crossing = write_bounded(folder, whole, graph, boundaries, streams.extents, halos)
     if extents is None:
-        if not splits:
+        if not splits and not bounded:
             return None
+        flows = {} if streams.extents is None else streams.extents.flows
         return Striping(
-            rows=1, tensors={}, segments=(), cuts=(), row_splits=tuple(splits), ended_by=()
+            rows=1 if streams.extents is None else streams.extents.rows,
+            tensors={n: flows[n].record() for n in sorted(crossing)},
+            segments=(),
+            cuts=(),
+            row_splits=tuple(splits),
+            ended_by=(),
+            bounded=bounded,
         )
     former = Former(model, graph, boundaries.order, extents)
     writer = _Writer(folder, former, graph, boundaries, extents)
@@ -142,15 +157,16 @@ def write_stripes(
     for index in range(len(boundaries.cuts) - 1):
         writer.cut(index)
         progress(len(boundaries.segments) + index + 1, total)
-    if not writer.segments and not splits:
+    if not writer.segments and not splits and not bounded:
         return None
     return Striping(
         rows=extents.rows,
-        tensors={n: extents.flows[n].record() for n in sorted(writer.tensors)},
+        tensors={n: extents.flows[n].record() for n in sorted(writer.tensors | crossing)},
         segments=tuple(writer.segments.values()),
         cuts=tuple(writer.cuts) if writer.segments else (),
         row_splits=tuple(splits),
         ended_by=extents.ended_by,
+        bounded=bounded,
     )
 
 

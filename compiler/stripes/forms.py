@@ -90,7 +90,7 @@ class Former:
         needed: dict[str, int] = {}
         for place in places:
             begin = self._extents.rules[place].needs(self._known(place, far))
-            for name in self._rowed(place):
+            for name in self.rowed(place):
                 rows = self._extents.flows[name].upto(far) - begin
                 needed[name] = max(rows, needed.get(name, 0))
         return {name: rows for name, rows in needed.items() if rows > 0}
@@ -111,18 +111,21 @@ class Former:
             most = min(most, int((flow.rows - 1 + flow.lag) / flow.scale))
         for place in places:
             rule = self._extents.rules[place]
-            for name in self._rowed(place):
+            for name in self.rowed(place):
                 flow = flows[name]
                 least = max(least, -int(-(rule.least_rows + flow.lag) / flow.scale // 1))
         least = -(-least // step) * step
         return Band(step, least, most // step * step)
 
-    def starts(self, places: Sequence[int], wanted: Iterable[str]) -> dict[str, int]:
+    def starts(
+        self, places: Sequence[int], wanted: Iterable[str], *, exactly: bool = False
+    ) -> dict[str, int]:
         """Return from which row on an entry form takes and computes each value.
 
         Args:
             places: The nodes, ascending.
             wanted: Values that are wanted from the bound on, by their own lag.
+            exactly: They are wanted from their place at the bound on, without lag.
 
         Returns:
             Rows above the value's own place at the bound (bound * scale), by value.
@@ -130,6 +133,8 @@ class Former:
         flows = self._extents.flows
         far = self._extents.far(self.values(places))
         begin = {name: flows[name].upto(far) for name in wanted}
+        if exactly:
+            begin = {name: int(far * flows[name].scale) for name in begin}
         for place in reversed(places):
             node = self._order[place]
             own = [begin[name] for name in node.outputs if name in begin]
@@ -138,7 +143,7 @@ class Former:
             start = min(own)
             begin.update({name: start for name in node.outputs if name in flows})
             needs = self._extents.rules[place].needs(start)
-            for name in self._rowed(place):
+            for name in self.rowed(place):
                 begin[name] = min(needs, begin.get(name, needs))
         return {n: int(far * flows[n].scale) - b for n, b in begin.items() if n in flows}
 
@@ -153,7 +158,7 @@ class Former:
                 continue
             begin = min(int(far * flows[n].scale) - starts[n] for n in outputs)
             first = self._extents.rules[place].needs(begin)
-            for name in self._rowed(place):
+            for name in self.rowed(place):
                 # The row that is taken first, above the value's place at the bound.
                 above = int(far * flows[name].scale) - first
                 least = max(least, -int(-above / flows[name].scale // 1))
@@ -207,7 +212,7 @@ class Former:
             piece.graph.output.append(self._info(name, kept_name(name, owner), rows))
         return piece
 
-    def _rowed(self, place: int) -> list[str]:
+    def rowed(self, place: int) -> list[str]:
         """Return the inputs of a node that have rows."""
         return [name for name in self._order[place].inputs if name in self._extents.flows]
 
@@ -307,7 +312,7 @@ class _Writer:
         out_begin, out_end = self._begin[node.outputs[0]], self._end[node.outputs[0]]
         names = [*proto.input]
         span = (0, 0)
-        for name in former._rowed(place):
+        for name in former.rowed(place):
             source, begin = self._buffer(name, owner)
             first = (
                 max(rule.needs(out_begin), 0) if self._top == "first" else rule.needs(out_begin)

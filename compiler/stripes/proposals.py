@@ -1,11 +1,13 @@
 """Cuts that are worth having because stripes can flow through them.
 
-Two proposers beside those of ``compiler.selection``. Both score boundaries of the order with a
+Proposers beside those of ``compiler.selection``. They score boundaries of the order with a
 schedule of equal stripes, in closed form: rougher than ``calibration``'s predictor, which knows
 segments only, and quick enough to score every boundary.
 
 - ``striped``: the boundary at which a streamed head, or a head divided between both sides, is
   quickest for some goodput and speed ratio, lag and halo counted; and where the striped part ends.
+- ``bounded``: where a bounded halo is asked for, the boundary at which a head divided in two with
+  it is quickest.
 - ``rows``: the boundary from which on the outputs are best divided by rows.
 
 Each needs to beat the robot alone and the whole input sent, streamed or not.
@@ -14,7 +16,7 @@ Each needs to beat the robot alone and the whole input sent, streamed or not.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +26,7 @@ from onnx import ModelProto
 from compiler.cuts import frontiers
 from compiler.selection import Choice, Proposer, Setting
 from compiler.stripes.emit import SplitFound, Streams, mean_rows, split_rows
+from compiler.stripes.extents import Extents
 from engines.codecs import default_codec
 
 __all__ = ["striped_proposers"]
@@ -48,8 +51,10 @@ _MOST_BOUNDARIES = 48
 Floats = NDArray[np.float64]
 
 
-def striped_proposers(streams: Streams, model: ModelProto) -> tuple[Proposer, ...]:
-    """Return the proposers for a model's stripes."""
+def striped_proposers(
+    streams: Streams, model: ModelProto, halos: Sequence[int] = ()
+) -> tuple[Proposer, ...]:
+    """Return the proposers for a model's stripes, and for divisions with a bounded halo."""
 
     def propose_striped(setting: Setting) -> Iterable[Choice]:
         """Boundaries that win where stripes flow through them."""
@@ -59,7 +64,11 @@ def striped_proposers(streams: Streams, model: ModelProto) -> tuple[Proposer, ..
         """Boundaries behind which the outputs are divided by rows."""
         return _rows(setting, streams, model)
 
-    return (propose_striped, propose_rows)
+    def propose_bounded(setting: Setting) -> Iterable[Choice]:
+        """Boundaries that win where the head is divided with a bounded halo."""
+        return _bounded(setting, streams, min(halos))
+
+    return (propose_striped, propose_rows, *((propose_bounded,) if halos else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +106,7 @@ def _striped(setting: Setting, streams: Streams) -> Iterable[Choice]:
     if extents is None:
         return
     sets = frontiers(setting.graph)
-    end = next(
-        (p for p in range(len(setting.order)) if p not in extents.rules), len(setting.order)
-    )
-    usable = [
-        place
-        for place in range(end + 1)
-        if place < len(setting.order) and all(name in extents.flows for name in sets[place])
-    ]
+    usable, end = _usable(setting, extents)
     if len(usable) < 2:
         return
     places = np.asarray(usable)
@@ -129,6 +131,53 @@ def _striped(setting: Setting, streams: Streams) -> Iterable[Choice]:
     last = usable[-1]
     if last:
         yield Choice(frozenset(range(last)), "striped")
+
+
+def _usable(setting: Setting, extents: Extents) -> tuple[list[int], int]:
+    """Return the boundaries that rows can cross, and where the striped part ends."""
+    sets = frontiers(setting.graph)
+    end = next(
+        (p for p in range(len(setting.order)) if p not in extents.rules), len(setting.order)
+    )
+    usable = [
+        place
+        for place in range(end + 1)
+        if place < len(setting.order) and all(name in extents.flows for name in sets[place])
+    ]
+    return usable, end
+
+
+def _bounded(setting: Setting, streams: Streams, halo: int) -> Iterable[Choice]:
+    extents = streams.extents
+    if extents is None:
+        return
+    places = np.asarray([place for place in _usable(setting, extents)[0] if place])
+    if not places.size:
+        return
+    costs = _Costs.of(setting)
+    beyond = halo / extents.rows
+    wins: Counter[int] = Counter()
+    cases = 0
+    for goodput in _GOODPUTS_BPS:
+        for ratio in _RATIOS:
+            cases += 1
+            per_byte, server = 8.0 / goodput, costs.server * ratio
+            back = costs.bytes_down * per_byte
+            frame = costs.bytes_up[0] * per_byte + server[-1] + back
+            best = np.full(len(places), np.inf)
+            for share in np.linspace(0.1, 0.9, 9):
+                raw = min(1.0 - share + beyond, 1.0)
+                raw_sent = raw * costs.bytes_up[0] * per_byte
+                head = min(share + beyond, 1.0) * costs.robot[places]
+                here = np.maximum(head, raw_sent) + share * costs.bytes_up[places] * per_byte
+                there = raw_sent + raw * server[places]
+                both = np.maximum(here, there) + server[-1] - server[places] + back
+                best = np.minimum(best, both)
+            place = int(np.argmin(best))
+            if best[place] < (1 - _GAIN) * min(costs.robot[-1], frame):
+                wins[int(places[place])] += 1
+    for place, count in wins.most_common(_MOST):
+        yield Choice(frozenset(range(place)), "bounded", count / cases)
 
 
 def _best_times(

@@ -26,9 +26,21 @@ import logging
 import platform
 import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 from engines.errors import BuildError, EngineError, IncompatibleError
+from engines.rows import RowsSpec
 from engines.tensors import TensorSpec
 
 __all__ = [
@@ -303,6 +315,36 @@ class Api:
             raise BuildError(_unfit(wrong))
         return [tensor for tensor in found if tensor is not None]
 
+    def set_rows(
+        self, builder: Any, config: Any, network: Any, rows: Mapping[str, Tuple[int, int, int]]
+    ) -> None:
+        """Say how many rows an input of open height may have, by an optimisation profile.
+
+        Args:
+            builder: The builder.
+            config: Its configuration.
+            network: What is to be built.
+            rows: Fewest, typical and most rows, by input.
+
+        Raises:
+            BuildError: An input has another open extent, or the library refused the profile.
+        """
+        profile = builder.create_optimization_profile()
+        for index in range(network.num_inputs):
+            tensor = network.get_input(index)
+            shape = [int(extent) for extent in tensor.shape]
+            if min(shape, default=0) >= 0:
+                continue
+            if tensor.name not in rows or sum(extent < 0 for extent in shape) > 1:
+                raise BuildError(
+                    f"input {tensor.name!r} has the shape {shape}: expected one open extent, that "
+                    "of the rows of a stripe"
+                )
+            points = [[n if extent < 0 else extent for extent in shape] for n in rows[tensor.name]]
+            profile.set_shape(tensor.name, *points)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(f"{self.library} refused the rows {dict(rows)}")
+
     def precision_flags(self, precision: str) -> Tuple[str, ...]:
         """Return the flags without which a weakly typed network ignores the graph's own types."""
         wanted = {"int8": ("INT8", "FP16"), "fp16": ("FP16",)}.get(precision, ())
@@ -346,6 +388,30 @@ class Api:
                 found.append(tensor)
         if wrong:
             raise EngineError(_unfit(wrong))
+        return found
+
+    def rows_tensors(self, engine: Any) -> List[Tuple[RowsSpec, bool]]:
+        """Return the inputs and outputs of an engine of open height, and which are inputs.
+
+        Raises:
+            EngineError: One has no NumPy dtype, or is read on the host.
+        """
+        found: List[Tuple[RowsSpec, bool]] = []
+        wrong: List[str] = []
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT
+            kind = str(engine.get_tensor_dtype(name)).rpartition(".")[2]
+            if str(engine.get_tensor_location(name)).rpartition(".")[2] != "DEVICE":
+                wrong.append(f"{name!r} is a shape, read on the host")
+            elif kind not in _DTYPES:
+                wrong.append(f"{name!r} has the dtype {kind}")
+            else:
+                extents = [int(extent) for extent in engine.get_tensor_shape(name)]
+                shape = tuple(None if extent < 0 else extent for extent in extents)
+                found.append((RowsSpec(name, _DTYPES[kind], shape), is_input))
+        if wrong:
+            raise EngineError(f"a striped form: {'; '.join(wrong)}; build its plan again")
         return found
 
     def device_memory_bytes(self, engine: Any) -> int:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Tuple
 
 from engines.backend import BackendOptions
 from engines.errors import BuildError, EngineError, IncompatibleError
 from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
-from engines.plans import CAPABILITY, TARGETS, BuiltPlan
+from engines.plans import CAPABILITY, ROWS, TARGETS, BuiltPlan
 from engines.tensorrt.api import Api, Context, Progress, find_api, one_line, platform_name
-from engines.tensorrt.builder import BuildOptions, build_plan
+from engines.tensorrt.builder import BuildOptions, Rows, build_plan
 from engines.tensorrt.engine import TensorRTEngine
 from engines.tensorrt.memory import DeviceMemory, open_memory
 from engines.tensorrt.named import split_plan
+from engines.tensorrt.rows_engine import TensorRTRowsEngine
 from engines.tensorrt.session import Session
 
-__all__ = ["TensorRTBackend", "TensorRTOptions", "TensorRTRTXBackend"]
+__all__ = ["RowsPlanBuilder", "TensorRTBackend", "TensorRTOptions", "TensorRTRTXBackend"]
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,15 @@ class TensorRTBackend:
         """Build as :meth:`build` does; also tells precision and time."""
         if not onnx_path.is_file():
             raise BuildError(f"{onnx_path}: cannot be read: no such file")
-        return build_plan(self.api, onnx_path, self._build_options(), progress=self.progress)
+        return build_plan(self.api, onnx_path, self.build_options(), progress=self.progress)
+
+    def with_rows(self, rows: Rows) -> RowsPlanBuilder:
+        """Return what builds plans of striped forms.
+
+        Args:
+            rows: Fewest, typical and most rows, by input.
+        """
+        return RowsPlanBuilder(self, rows)
 
     def load(self, plan: bytes, *, folder: Path) -> TensorRTEngine:
         """Load a plan. It holds its weights: ``folder`` is not looked at.
@@ -101,9 +111,36 @@ class TensorRTBackend:
         """
         session = self._device()
         digest = hashlib.sha256(plan).hexdigest()
-        with session.memory.current(), self.api.errors() as errors:
+        with session.memory.current(), self._refusals():
+            return self._load(plan, session, digest)
+
+    def load_rows_plan(self, plan: bytes) -> TensorRTRowsEngine:
+        """Load the plan of a striped form.
+
+        Raises:
+            IncompatibleError: There is no GPU, or the library says that the plan is for others.
+            EngineError: The library refused it, or it is no plan of a striped form.
+        """
+        session = self._device()
+        digest = hashlib.sha256(plan).hexdigest()
+        with session.memory.current(), self._refusals():
+            runtime, engine, context = self._opened(plan, digest, graphs=False)
+            return TensorRTRowsEngine(
+                f"{self.name}:{digest[:12]}",
+                self.api,
+                session,
+                runtime=runtime,
+                engine=engine,
+                context=context,
+                save_cache=self._cache_writer(digest),
+            )
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Give errors what the library said meanwhile."""
+        with self.api.errors() as errors:
             try:
-                return self._load(plan, session, digest)
+                yield
             except EngineError as exc:
                 said = one_line("; ".join(dict.fromkeys(errors)))
                 raise type(exc)(f"{exc}: {said}" if said else str(exc)) from exc
@@ -138,7 +175,7 @@ class TensorRTBackend:
 
     def plan_options(self) -> Dict[str, str]:
         """Return every option that changes a plan."""
-        return self._build_options().as_key()
+        return self.build_options().as_key()
 
     def _fingerprint(self, fields: Dict[str, str]) -> Fingerprint:
         library = {"version": self.api.version, "platform": platform_name()}
@@ -167,7 +204,12 @@ class TensorRTBackend:
             )
         return (own,)
 
-    def _build_options(self) -> BuildOptions:
+    def build_options(self) -> BuildOptions:
+        """Return how plans are built here, its targets among that.
+
+        Raises:
+            IncompatibleError: They are built for this machine's GPU, and there is none.
+        """
         if self.api.needs_gpu_to_build:
             self._device()  # says what is missing better than the library does
         options = self.options.build
@@ -190,8 +232,24 @@ class TensorRTBackend:
         return self._session
 
     def _load(self, plan: bytes, session: Session, digest: str) -> TensorRTEngine:
-        api = self.api
         plan, names = split_plan(plan)
+        graphs = self.options.cuda_graphs
+        runtime, engine, context = self._opened(plan, digest, graphs=graphs)
+        return TensorRTEngine(
+            f"{self.name}:{digest[:12]}",
+            self.api,
+            session,
+            runtime=runtime,
+            engine=engine,
+            context=context,
+            names=names,
+            graphs=graphs,
+            save_cache=self._cache_writer(digest),
+        )
+
+    def _opened(self, plan: bytes, digest: str, *, graphs: bool) -> Tuple[Any, Any, Context]:
+        """Return the library's runtime, its engine of a plan, and what that is run with."""
+        api = self.api
         runtime = api.create_runtime()
         if api.validity(runtime, plan) == "invalid":
             raise IncompatibleError(
@@ -201,22 +259,10 @@ class TensorRTBackend:
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(f"{api.library} {api.version} refused a plan")
-        context: Optional[Context] = api.create_context(
-            engine, graphs=self.options.cuda_graphs, cache=self._read_cache(digest)
-        )
+        context = api.create_context(engine, graphs=graphs, cache=self._read_cache(digest))
         if context is None:
             raise EngineError(f"{api.library} {api.version} has no memory to run a plan")
-        return TensorRTEngine(
-            f"{self.name}:{digest[:12]}",
-            api,
-            session,
-            runtime=runtime,
-            engine=engine,
-            context=context,
-            names=names,
-            graphs=self.options.cuda_graphs,
-            save_cache=self._cache_writer(digest),
-        )
+        return runtime, engine, context
 
     # --- the runtime cache: only ever a help ---
 
@@ -241,6 +287,53 @@ class TensorRTBackend:
                 logger.info("runtime cache in %s was not written: %s", folder, exc.strerror)
 
         return write
+
+
+class RowsPlanBuilder:
+    """Builds plans of striped forms, of open height, as a backend builds its others.
+
+    Args:
+        backend: What builds.
+        rows: Fewest, typical and most rows, by input.
+    """
+
+    def __init__(self, backend: TensorRTBackend, rows: Rows) -> None:
+        self._backend = backend
+        self._rows = rows
+        self.name = backend.name
+
+    def build_plan(self, onnx_path: Path) -> BuiltPlan:
+        """Build the plan of one striped form.
+
+        Raises:
+            BuildError: The library cannot build it.
+            IncompatibleError: It is built for this machine's GPU, and there is none.
+        """
+        backend = self._backend
+        return build_plan(
+            backend.api,
+            onnx_path,
+            backend.build_options(),
+            rows=self._rows,
+            progress=backend.progress,
+        )
+
+    def load(self, plan: bytes, *, folder: Path) -> TensorRTEngine:
+        """Load as the backend does: a plan of open height is refused."""
+        return self._backend.load(plan, folder=folder)
+
+    def fingerprint(self) -> Fingerprint:
+        """Say what this device is."""
+        return self._backend.fingerprint()
+
+    def plan_fingerprint(self) -> Fingerprint:
+        """Say what a plan built now is valid for."""
+        return self._backend.plan_fingerprint()
+
+    def plan_options(self) -> Dict[str, str]:
+        """Return every option that changes a plan, the rows among them."""
+        rows = ";".join(f"{name}={a}:{b}:{c}" for name, (a, b, c) in sorted(self._rows.items()))
+        return {**self._backend.plan_options(), ROWS: rows}
 
 
 class TensorRTRTXBackend(TensorRTBackend):

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import msgspec
 
@@ -20,7 +20,7 @@ from engines.files import write_at_once
 from engines.plans import BuiltPlan
 from engines.tensorrt.api import Api, IoTensor, Progress, one_line
 
-__all__ = ["BuildOptions", "build_plan"]
+__all__ = ["BuildOptions", "Rows", "build_plan"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ _PRECISION_FLAGS = ("FP16", "INT8", "BF16", "FP8")
 
 _building = threading.Lock()
 """One build at a time: builds beside each other would falsify the timings that they choose by."""
+
+
+Rows = Mapping[str, Tuple[int, int, int]]
+"""Fewest, typical and most rows of each input of a striped form."""
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +87,7 @@ def build_plan(
     onnx_path: Path,
     options: BuildOptions = BuildOptions(),
     *,
+    rows: Optional[Rows] = None,
     progress: Optional[Progress] = None,
 ) -> BuiltPlan:
     """Build the plan of one ONNX file.
@@ -91,6 +96,7 @@ def build_plan(
         api: The library.
         onnx_path: The file; its weights file lies beside it.
         options: How to build.
+        rows: Of a striped form: fewest, typical and most rows, by input.
         progress: Told of the builder's phases, where the library tells them.
 
     Raises:
@@ -101,7 +107,7 @@ def build_plan(
     with _building, api.errors() as errors:
         started = time.perf_counter()
         try:
-            data, precision, tensors = _build(api, onnx_path, options, progress, errors)
+            data, precision, tensors = _build(api, onnx_path, options, rows, progress, errors)
         except BuildError:
             raise
         except Exception as exc:  # the bindings raise RuntimeError, TypeError and others
@@ -125,6 +131,7 @@ def _build(
     api: Api,
     onnx_path: Path,
     options: BuildOptions,
+    rows: Optional[Rows],
     progress: Optional[Progress],
     errors: List[str],
 ) -> Tuple[Optional[bytes], str, List[IoTensor]]:
@@ -138,12 +145,16 @@ def _build(
             found += [line for line in errors if not any(part in line for part in found)][:1]
         reason = "; ".join(found) or "it gave no reason"
         raise BuildError(f"{onnx_path.name}: {api.library} cannot read it: {one_line(reason)}")
+    config = builder.create_builder_config()
+    tensors: List[IoTensor] = []  # of a form: their heights are those of each run
     try:
-        tensors = api.network_tensors(network)
+        if rows is None:
+            tensors = api.network_tensors(network)
+        else:
+            api.set_rows(builder, config, network, rows)
     except BuildError as exc:
         raise BuildError(f"{onnx_path.name}: {exc}") from exc
     precision = api.graph_precision(network)
-    config = builder.create_builder_config()
     _configure(api, config, options)
     if not typed:
         wanted = options.precision_flags

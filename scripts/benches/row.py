@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = ["Row", "medians"]
 
@@ -23,6 +23,7 @@ class Row:
         ratio: ``value`` over the reference's.
         target: What the ratio should be, in words; empty where there is no target.
         met: Whether it is; none where there is no target.
+        more: What else was measured of it, by title.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Row:
     ratio: float
     target: str = ""
     met: bool | None = None
+    more: dict[str, float | str] = field(default_factory=dict)
 
 
 def medians(*functions: Callable[[], object], runs: int, warmup: int = 3) -> list[float]:

@@ -33,6 +33,7 @@ from rich.table import Table
 
 from calibration.latency_table import HalfTiming, LatencyTable, Timing, store_table
 from calibration.segment_times import SHARES
+from compiler.costs import OperatorTimes
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.errors import SplitError
@@ -50,6 +51,7 @@ __all__ = [
     "assign",
     "floor_ms",
     "latency_table",
+    "operator_times",
     "profile_of",
     "replay_table",
     "write_tables",
@@ -115,12 +117,14 @@ class Assignment:
 
     Attributes:
         segments: For each segment of the bundle, the indices of the operators in it, ascending.
+        tensors: For each operator that has a place, the tensor that its node gives.
         matched: Operators that have a node of their own.
         joined: Operators that went to the node of their producer.
         lost: Operators without a place.
     """
 
     segments: tuple[tuple[int, ...], ...]
+    tensors: Mapping[int, str]
     matched: tuple[int, ...]
     joined: tuple[int, ...]
     lost: tuple[int, ...]
@@ -155,7 +159,7 @@ def assign(bundle: Bundle, operators: Sequence[Operator]) -> Assignment:
     end = next((o.index for o in operators if o.op in DATA_DEPENDENT), len(operators))
     listed = [o for o in operators[:end] if o.shapes and o.op not in ("_start", "_end")]
     pairs = _common([_operator_step(o) for o in listed], [step for step, _ in nodes])
-    place: dict[int, int] = {listed[i].index: segment_of[nodes[j][1]] for i, j in pairs}
+    place: dict[int, str] = {listed[i].index: nodes[j][1] for i, j in pairs}
     matched = tuple(place)
     if len(matched) < len(listed) / 4:
         raise ProfileError(
@@ -175,9 +179,15 @@ def assign(bundle: Bundle, operators: Sequence[Operator]) -> Assignment:
             joined.append(operator.index)
     segments: list[list[int]] = [[] for _ in manifest.segments]
     for index in sorted(place):
-        segments[place[index]].append(index)
+        segments[segment_of[place[index]]].append(index)
     lost = [o.index for o in operators if o.index not in place and o.op not in ("_start", "_end")]
-    return Assignment(tuple(map(tuple, segments)), matched, tuple(joined), tuple(lost))
+    return Assignment(
+        tuple(map(tuple, segments)),
+        dict(sorted(place.items())),
+        matched,
+        tuple(joined),
+        tuple(lost),
+    )
 
 
 def floor_ms(operators: Sequence[Operator]) -> float:
@@ -219,6 +229,16 @@ def replay_table(
     )
 
 
+def operator_times(profile: Profile, side: str, assignment: Assignment) -> OperatorTimes:
+    """Return the times of one side for the compiler, which is to choose cuts by them."""
+    operators = profile.robot_ops if side == "robot" else profile.server_ops
+    seconds: dict[str, float] = {}
+    for index, name in assignment.tensors.items():
+        seconds[name] = seconds.get(name, 0.0) + operators[index].ms * 1e-3
+    device = profile.robot if side == "robot" else profile.server
+    return OperatorTimes(device=device, seconds=seconds)
+
+
 def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
     """Return what measuring the replay of a table would give, without the noise.
 
@@ -244,6 +264,8 @@ def latency_table(bundle: Bundle, path: Path) -> LatencyTable:
     row_splits: tuple[tuple[Timing, ...], ...] = ()
     if striping is not None:
         forms = {segment.index for segment in striping.segments}
+        for bounded in striping.bounded:
+            forms.update(bundle.manifest.cuts[bounded.cut].robot_segments)
         striped = tuple(
             tuple(timing([index], share) for share in SHARES) if index in forms else ()
             for index in everything

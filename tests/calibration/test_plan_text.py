@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from calibration.plan_text import is_plan_text, parse_plan, plan_text
 from calibration.plans import candidate_plans
 from engines.bundle import Bundle
 from engines.errors import ManifestError
-from engines.stripe_plans import RowPlan, StripePlan
+from engines.stripe_plans import BoundedPlan, RowPlan, StripePlan
+from engines.stripes import BoundedCut
 from tests.striped import Layer, chain
 
 MANIFEST = chain([Layer(400, 1, 1), Layer(200, 2, 2), Layer(300, 4, 8)])
@@ -38,6 +40,28 @@ def test_row_plans_are_read() -> None:
     cut = ROWS.cuts[0].id
     assert parse_plan(f"rows:{cut}@20", ROWS) == RowPlan(cut=0, bound=20)
     assert parse_plan("rows:offload@20", ROWS) == RowPlan(cut=0, bound=20)
+
+
+def test_bounded_plans_are_read() -> None:
+    striping = MANIFEST.striping
+    assert striping is not None
+    bounded = BoundedCut(cut=2, halo=8, needed=30, plain=MANIFEST.graph, band=4, least=8, most=52)
+    manifest = replace(MANIFEST, striping=replace(striping, bounded=(bounded,)))
+    plan = BoundedPlan(cut=2, bound=32, halo=8)
+    assert is_plan_text(f"halo:{B}@32~8")
+    assert parse_plan(f"halo:{B}@32~8", manifest) == plan
+    assert plan_text(plan, manifest) == f"halo:{B}@32~8"
+    for text, says in (
+        (f"halo:{B}@32", "expected CUT/STRIPES"),
+        (f"halo:{B}@32~", "expected CUT/STRIPES"),
+        (f"halo:{B}@32~7", "there are [8]"),
+        (f"halo:{A}@32~8", "compile with --halo to have one"),
+        (f"halo:{B}@34~8", "expected a multiple of 4 from 8 to 52"),
+        ("halo:nope@32~8", "nope"),
+    ):
+        with pytest.raises(ManifestError) as caught:
+            parse_plan(text, manifest)
+        assert says in str(caught.value)
 
 
 def test_every_candidate_is_printed_as_it_is_read() -> None:

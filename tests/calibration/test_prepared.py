@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from calibration.energy import StatePower
 from calibration.plan_tasks import CodecSpeed
 from calibration.plans import candidate_plans
-from calibration.predictor import MODES, Prediction, cut_costs
+from calibration.predictor import MODES, Prediction, cut_costs, encoded_bytes
 from calibration.prepared import PreparedPlans
 from calibration.schedule import timeline
 from calibration.segment_times import SegmentTimes
 from engines.bundle import Bundle
 from engines.manifest import Manifest
-from engines.stripe_plans import RowPlan, StripePlan
+from engines.stripe_plans import BoundedPlan, RowPlan, StripePlan, sent
+from engines.stripes import BoundedCut
 from tests.striped import Layer, chain
 
 ROBOT_S = (0.10, 0.01, 0.02, 0.03, 0.04, 0.0, 0.05)
@@ -219,3 +220,117 @@ def test_coding_makes_everything_but_the_robot_alone_slower() -> None:
     slower = coded.latencies_s(1e6, 0.0) - plain.latencies_s(1e6, 0.0)
     assert slower[count] == 0
     assert (np.delete(slower, count) > 0).all()
+
+
+# -- bounded divisions ---------------------------------------------------------------------------
+
+
+def _bounded(manifest: Manifest, halo: int = 8, band: int = 4) -> Manifest:
+    """Add a bounded division at the cut before the last segment."""
+    striping = manifest.striping
+    assert striping is not None
+    cut = len(manifest.cuts) - 2
+    bounded = BoundedCut(
+        cut=cut,
+        halo=halo,
+        needed=40,
+        plain=manifest.graph,
+        band=band,
+        least=halo,
+        most=striping.rows - halo - band,
+    )
+    frontier = [name for name in manifest.cuts[cut].tensors if name not in striping.tensors]
+    assert not frontier, frontier
+    changed = msgspec.structs.replace(striping, bounded=(bounded,))
+    return msgspec.structs.replace(manifest, striping=changed)
+
+
+DEEP = _bounded(chain([Layer(400, 1, 1), Layer(200, 2, 2), Layer(300, 4, 2)], whole=[10]))
+
+
+def test_a_bounded_plan_by_hand() -> None:
+    plans = _prepared(DEEP)
+    striping = DEEP.striping
+    assert striping is not None
+    [bounded] = striping.bounded
+    plan = BoundedPlan(cut=bounded.cut, bound=32, halo=bounded.halo)
+    work = plans.choice(plan.cut, plan).work
+    raw = encoded_bytes(sent(plan, DEEP, 1))
+    crossing = encoded_bytes(sent(plan, DEEP, 0))
+    assert work.bytes_up == raw + crossing
+    head = DEEP.cuts[plan.cut].robot_segments
+    times = SegmentTimes(tuple(0.04 + 0.01 * place for place in range(len(DEEP.segments))))
+    rows = striping.rows
+    robot_s = sum(
+        times.stripe_s(i, (32 + bounded.halo + rows % bounded.band) / rows) for i in head
+    )
+    assert work.busy_s("robot") == pytest.approx(robot_s)
+    found = plans.predict(plan.cut, plan, goodput_bps=1e12, rtt_s=0.0)
+    assert found.mode == "bounded"
+    assert found.lossy
+    tail = [i for i in range(len(DEEP.segments)) if i not in head]
+    server = SegmentTimes(tuple(0.01 + 0.002 * place for place in range(len(DEEP.segments))))
+    there = sum(server.stripe_s(i, (rows - 32 + bounded.halo) / rows) for i in head)
+    rest = sum(server.segments_s[i] for i in tail)
+    assert found.server_s == pytest.approx(there + rest)
+    assert found.latency_s == pytest.approx(max(robot_s, there) + rest, rel=1e-6)
+
+
+def test_lossy_plans_are_choices_only_where_allowed() -> None:
+    count = len(DEEP.segments)
+    times = SegmentTimes((0.05,) * count), SegmentTimes((0.05,) * count)
+    for least, allowed in ((None, False), (0, True), (8, True), (9, False)):
+        plans = PreparedPlans(DEEP, *times, POWER, least_halo=least)
+        assert any(choice.mode == "bounded" for choice in plans.choices) == allowed, least
+
+
+# -- rate ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bps", [3e5, 2e6, 2e7, 1e9])
+@pytest.mark.parametrize("in_flight", [None, 1, 2, 8])
+def test_the_best_rate_is_that_of_the_least_busy(bps: float, in_flight: int | None) -> None:
+    plans = _prepared(STRIPED)
+    best = plans.best(bps, 0.004, objective="rate", in_flight=in_flight)
+    periods, latencies = [], []
+    for choice in plans.choices:
+        latency_s = choice.latency_s(bps, 0.004, 0.0)
+        link_s = 8 * (choice.work.bytes_up + choice.work.bytes_down) / bps
+        busy = max(choice.work.busy_s("robot"), choice.work.busy_s("server"), link_s)
+        if in_flight is not None:
+            busy = max(busy, latency_s / in_flight)
+        periods.append(busy if math.isfinite(latency_s) else math.inf)
+        latencies.append(latency_s)
+    assert best.period_s == pytest.approx(min(periods))
+    assert best.rate_hz == pytest.approx(1 / min(periods))
+    ties = [
+        lat for lat, p in zip(latencies, periods, strict=True) if p <= min(periods) * (1 + 1e-9)
+    ]
+    assert best.latency_s == pytest.approx(min(ties))
+    costs = plans.costs(bps, 0.004, objective="rate", in_flight=in_flight)
+    assert costs.min() == pytest.approx(best.period_s)
+
+
+def test_one_at_a_time_the_best_rate_is_the_least_latency() -> None:
+    plans = _prepared(STRIPED)
+    for bps in np.geomspace(1e5, 1e9, 20):
+        rate = plans.best(float(bps), 0.002, objective="rate", in_flight=1)
+        assert rate.latency_s == pytest.approx(plans.best(float(bps), 0.002).latency_s)
+
+
+def test_without_a_link_the_rate_is_that_of_the_robot_alone() -> None:
+    plans = _prepared(STRIPED)
+    found = plans.best(None, 0.0, objective="rate")
+    assert found.mode == "local"
+    assert found.period_s == pytest.approx(found.latency_s)
+
+
+def test_the_rate_prefers_what_keeps_all_three_busy(toy: Bundle) -> None:
+    """Where sending takes as long as either side computes, a split beats both ends."""
+    plans = PreparedPlans(
+        toy.manifest, SegmentTimes((0.01,) * 7), SegmentTimes((0.01,) * 7), POWER, plans=()
+    )
+    found = plans.best(1e9, 0.05, objective="rate")
+    assert found.mode == "split"
+    assert found.period_s == pytest.approx(0.04)
+    assert plans.best(1e9, 0.05).mode == "local"

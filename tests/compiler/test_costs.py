@@ -15,7 +15,7 @@ from calibration.measure import measure_latency
 from calibration.parity import seeded_inputs
 from calibration.roofline import operator_s, preset
 from compiler import CompileOptions, compile_model
-from compiler.costs import SideCosts, measure_here, side_costs
+from compiler.costs import OperatorTimes, SideCosts, measure_here, side_costs
 from compiler.graph import ValueGraph
 from compiler.options import THIS
 from engines.backend import BackendOptions, open_backend
@@ -164,6 +164,32 @@ def test_what_is_no_table(tmp_path: Path, content: bytes) -> None:
 
 
 # Measured here
+
+
+def test_operators_take_what_a_profiler_saw(tmp_path: Path) -> None:
+    graph = graph_of(branching.fork())
+    order = order_of(graph)
+    path = tmp_path / "operators-robot.json"
+    seconds = {order[0].outputs[0]: 0.25, order[-1].outputs[0]: 0.5}
+    path.write_bytes(msgspec.json.encode(OperatorTimes(device="a robot", seconds=seconds)))
+    costs = costs_of(str(path), graph)
+    assert (costs.source, costs.device) == ("measured", "a robot")
+    assert costs.seconds.tolist() == [0.25, *[0.0] * (len(order) - 2), 0.5]
+
+
+def test_operators_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "operators-robot.json"
+    path.write_bytes(msgspec.json.encode(OperatorTimes(device="a robot", seconds={"else": 1.0})))
+    with pytest.raises(CompileError, match=r"1 of 1 operators are not in the model.*'else'"):
+        costs_of(str(path), graph_of(branching.fork()))
+
+
+@pytest.mark.parametrize("seconds", ["-1", '"long"'])
+def test_operator_times_that_are_none(seconds: str, tmp_path: Path) -> None:
+    path = tmp_path / "operators-robot.json"
+    path.write_text(f'{{"device": "a robot", "seconds": {{"x": {seconds}}}}}')
+    with pytest.raises(SplitError, match="operator times"):
+        costs_of(str(path), graph_of(branching.fork()))
 
 
 def test_this_machine_is_asked_for_its_times() -> None:

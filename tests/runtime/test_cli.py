@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -24,6 +25,7 @@ from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.errors import EngineError
 from engines.program import Program
+from engines.replay_table import ReplayTable
 from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
@@ -105,7 +107,8 @@ class TestInfer:
             assert list(record)[:12] == list(FIELDS)
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
-                "age_ms", "prediction_error",
+                "age_ms", "prediction_error", "objective",
+                "predicted_hz", "lossy",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
@@ -161,6 +164,23 @@ class TestInfer:
         assert result.exit_code == 0
         records, _ = _records(result.stdout)
         assert [record["answered_by"] for record in records] == ["fallback"] * 2
+
+    def test_a_replayed_device(self, toy: Bundle, tmp_path: Path) -> None:
+        table = tmp_path / "slow.json"
+        times = tuple((2.0,) for _ in toy.manifest.segments)
+        replayed = ReplayTable(bundle=toy.digest, device="slow", floor_ms=0.0, segments_ms=times)
+        table.write_bytes(msgspec.json.encode(replayed))
+        args = ("infer", toy.folder, "--source", "random:2", "--json")
+        done = _run(*args, "--backend", f"replay:{table}")
+        assert done.exit_code == 0, done.stderr
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last["summary"]["modes"] == {"local": 2}
+
+    @pytest.mark.parametrize("name", ["replay", "replay:", "ort:table.json", "nothing"])
+    def test_a_backend_that_is_none_is_a_usage_error(self, toy: Bundle, name: str) -> None:
+        done = _run("infer", toy.folder, "--source", "random:1", "--backend", name)
+        assert done.exit_code == 2
+        assert "replay:TABLE.json" in done.stderr
 
     def test_an_inference_that_fails_is_counted_and_told(
         self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
@@ -411,3 +431,19 @@ def test_nothing_of_these_tests_is_still_running() -> None:
         return task.read_text().split() if task.exists() else []
 
     eventually(lambda: not children(), f"the end of {children()}")
+
+
+def test_the_rate_that_is_expected_is_shown(toy: Bundle, server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    result = _run(
+        "infer", toy.folder, "--server", address(server), "--source", "random:3", "--count", 12,
+        "--objective", "rate", "--in-flight", 2, "--out", out, "--threads", 1,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    records, _ = _records(out.read_text())
+    expected = [r for r in records if str(r["reason"]).startswith("highest predicted rate")]
+    assert expected
+    assert all(float(str(record["predicted_hz"])) > 0 for record in expected)
+    assert result.stdout.count("a second expected") == len(expected)
+    refused = _run("infer", toy.folder, "--source", "random:1", "--objective", "speed")
+    assert refused.exit_code == 1

@@ -263,7 +263,7 @@ def test_probes_keep_an_idle_estimate_fresh_within_their_budget(
             eventually(lambda: sum(size > 0 for size in sizes) >= 4, "four probes")
             assert sizes[0] == 0, "the round trip comes first"
             assert 0 < sizes[1] < DEPTH_BYTES
-            assert link.estimate.samples >= 2
+            assert link.estimate.goodput_bps is not None
             spent, seconds = link.probe_bytes, time.monotonic() - begin
             assert spent >= sum(sizes[:-1])
             assert spent <= DEPTH_BYTES + 100_000 * seconds

@@ -164,7 +164,7 @@ class TestWithAServer:
         ]  # fmt: skip
         assert list(record)[12:] == [
             "predicted_ms", "reason", "mode", "plan", "stripes", "sending_ms", "age_ms",
-            "prediction_error",
+            "prediction_error", "objective", "predicted_hz", "lossy",
         ]  # fmt: skip
         assert record["goodput_mbps"] is not None, "the probe told it"
 
@@ -630,3 +630,24 @@ def test_what_fails_while_it_is_made_leaves_no_link(
     monkeypatch.setattr(robot_module.Link, "wait_settled", fail)
     with pytest.raises(KeyboardInterrupt):
         Robot(toy, server=address(server), threads=1)
+
+
+class TestObjective:
+    def test_auto_chooses_for_it(self, toy: Bundle, server: Server, inputs: Tensors) -> None:
+        for objective in ("latency", "energy", "rate"):
+            with Robot(toy, server=address(server), threads=1, objective=objective) as robot:
+                for _ in range(3):
+                    result = robot.infer(inputs)
+                assert result.predicted is not None
+                assert result.predicted.rate_hz > 0
+                assert result.reason.endswith(("goodput unknown", f"predicted {objective}"))
+                with robot.stream([inputs] * 4, in_flight=2) as stream:
+                    results = list(stream)
+                for result in results:
+                    assert result.predicted is not None
+                    assert result.predicted.period_s >= result.predicted.latency_s / 2 * 0.999
+                assert robot.infer(inputs, cut="local").reason == "named by the user"
+
+    def test_another_is_refused(self, toy: Bundle) -> None:
+        with pytest.raises(SplitError, match="objective 'speed': expected one of"):
+            Robot(toy, objective="speed")

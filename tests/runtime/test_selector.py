@@ -3,25 +3,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibration.objectives import parse_objective
 from calibration.plan_text import plan_text
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes
 from engines.errors import ManifestError
+from runtime.decision import KnownLink, goodput_quantiles
 from runtime.estimator import LinkEstimate
-from runtime.selector import Decision, Situation, open_selector, wants_server
-from tests.striped import Layer, chain, serial
-
-LAST = 7
-# Seconds by hand. Robot alone takes 1 s, the server 0.1 s; the frontier shrinks with depth.
-BYTES_UP = [1_000_000, 900_000, 800_000, 400_000, 50_000, 40_000, 30_000]
-HEAD_S = np.array([0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])
-TAIL_S = (1.0 - HEAD_S) / 10
-MODEL = serial(BYTES_UP)
-PLANS = PreparedPlans(
-    MODEL,
-    SegmentTimes(tuple(float(s) for s in np.diff(HEAD_S))),
-    SegmentTimes(tuple(float(s) for s in np.diff(HEAD_S) / 10)),
+from runtime.selector import (
+    SELECTORS,
+    Decision,
+    Situation,
+    open_selector,
+    plan_named,
+    selector_names,
+    wants_server,
 )
+from tests.hand_tables import BYTES_UP, HEAD_S, LAST, MODEL, PLANS, TAIL_S, Steps
+from tests.striped import Layer, chain
 
 
 def _situation(
@@ -168,3 +167,81 @@ def test_names_that_leave_a_part_to_the_server() -> None:
         assert wants_server(name, STRIPED)
     for name in ("auto", "local", STRIPED.cuts[-1].id):
         assert not wants_server(name, STRIPED)
+
+
+@pytest.mark.parametrize("objective", ["latency", "energy", "rate"])
+def test_what_is_best_on_a_certain_link_is_the_predictors_best(objective: str) -> None:
+    for goodput_bps in (1e5, 1e6, 1e7, 1e9):
+        situation = Situation(PLANS, KnownLink(goodput_bps, 0.01), 0.0, parse_objective(objective))
+        decision = _auto(situation)
+        best = PLANS.best(goodput_bps, 0.01, objective=objective)
+        assert (decision.cut, decision.prediction) == (best.cut, best)
+        assert decision.reason.endswith(f"predicted {objective}")
+
+
+def test_the_rate_counts_what_may_be_under_way() -> None:
+    rate, link = parse_objective("rate"), KnownLink(2e7, 0.001)
+    one = _auto(Situation(PLANS, link, 0.0, rate, in_flight=1)).prediction
+    many = _auto(Situation(PLANS, link, 0.0, rate, in_flight=8)).prediction
+    assert one is not None
+    assert many is not None
+    assert one.rate_hz == pytest.approx(1 / one.latency_s)
+    assert many.rate_hz > 1.1 * one.rate_hz
+    assert many.rate_hz == pytest.approx(1 / max(many.robot_s, many.link_s - 0.001, many.server_s))
+
+
+# -- names, objectives, the oracle -------------------------------------------------------------
+
+
+def test_auto_is_splitrt() -> None:
+    assert SELECTORS["auto"] is SELECTORS["splitrt"]
+    assert "auto" not in selector_names()
+
+
+def test_what_is_fixed_may_say_so() -> None:
+    cut = STRIPED.cuts[1].id
+    for name in (cut, f"{cut}/4", "offload/2"):
+        assert _striped(1e7, f"fixed:{name}") == _striped(1e7, name)
+        assert wants_server(f"fixed:{name}", STRIPED)
+    assert plan_named(f"fixed:{cut}/4") == plan_named(f"{cut}/4") == f"{cut}/4"
+    assert plan_named("fixed:" + cut) is None
+    assert plan_named("splitrt") is None
+    with pytest.raises(ManifestError):
+        open_selector("fixed:splitrt", STRIPED)
+
+
+def test_the_objective_and_the_quantiles_of_the_link_are_heeded() -> None:
+    # One in five inferences has 1 Mbps, the others 100: see tests/calibration/test_ranking.py.
+    unsteady = Steps(1e6, 100e6, 0.2)
+    cuts = {
+        text: open_selector("splitrt", MODEL)
+        .decide(Situation(PLANS, unsteady, 0.0, parse_objective(text)))
+        .cut
+        for text in ("latency", "latency:p75", "energy", "deadline=9s", "deadline=300ms")
+    }
+    assert cuts == {
+        "latency": 4, "latency:p75": 0, "energy": 4, "deadline=9s": 4, "deadline=300ms": 0
+    }  # fmt: skip
+
+
+def test_a_link_without_quantiles_is_certain() -> None:
+    assert {goodput_quantiles(KnownLink(7e6))(part) for part in (0.01, 0.99)} == {7e6}
+
+
+def test_splitrt_leaves_plans_alone_where_none_can_be_carried_out() -> None:
+    situation = Situation(ALL, KnownLink(2e6, 0.002), 0.0, serial=True)
+    decision = open_selector("splitrt", STRIPED).decide(situation)
+    assert decision.plan is None
+    best = ALL.latencies_s(2e6, 0.002)[: len(STRIPED.cuts)]
+    assert decision.cut == int(np.argmin(best))
+
+
+def test_the_oracle_knows_the_goodput_and_is_for_replays_only() -> None:
+    with pytest.raises(ManifestError, match="runtime replay"):
+        open_selector("oracle", MODEL)
+    oracle = open_selector("oracle", MODEL, replay=True)
+    unsteady = Steps(1e6, 100e6, 0.2)
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0)).cut == 4
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0, true_bps=100e6)).cut == 0
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0, true_bps=1e6)).cut == 4
+    assert oracle.decide(Situation(PLANS, None, 0.0, true_bps=1e9)).cut == LAST

@@ -20,6 +20,7 @@ from engines.program import Program
 from engines.stripe_plans import Plan, RowPlan, StripePlan, mode_of, sent
 from engines.stripe_runs import HeadRun
 from runtime import Result, Robot, Server
+from runtime.selector import Decision, Situation
 from runtime.transport import Stream
 from runtime.wire import Error, Kind, Part, Prepared, Welcome
 from runtime.wire import Result as WireResult
@@ -544,3 +545,25 @@ class TestInFlight:
     def test_numbers_that_cannot_be_are_refused(self, dense: Bundle, in_flight: int) -> None:
         with Robot(dense, threads=1) as robot, pytest.raises(SplitError, match="expected 1 to 8"):
             robot.stream([], in_flight=in_flight)
+
+
+def test_until_a_plan_is_prepared_the_best_serial_cut_is_taken(
+    dense: Bundle, server: Server
+) -> None:
+    plan, other = PLANS["two-sided"], 3
+    assert other != plan.cut
+
+    class Striping:
+        def decide(self, situation: Situation) -> Decision:
+            if situation.serial:
+                return Decision(other, "best serial cut", None)
+            return Decision(plan.cut, "best of all", None, plan)
+
+    inputs = striped_inputs()
+    with Robot(dense, server=address(server), threads=1) as robot:
+        robot._selector = Striping()
+        first = robot.infer(inputs)
+        assert first.cut == dense.manifest.cuts[other].id
+        assert first.reason == "best of all; stripes are being prepared"
+        assert robot.prepare(plan_text(plan, dense.manifest))
+        assert robot.infer(inputs).mode == "two-sided"

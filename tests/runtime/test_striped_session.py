@@ -24,6 +24,7 @@ from engines.stripe_runs import HeadRun, TailRun
 from engines.striped import StripedProgram
 from runtime import Robot, Server, striped_request
 from runtime.payload import pack_tensors
+from runtime.striped_request import Receipt
 from runtime.wire import Error, Infer, Kind, Part, Prepare, Prepared, Result, Welcome
 from tests.runtime.helpers import PATIENCE_S, Message, Peer, address, eventually
 from tests.striped_toy import ROWS, striped_inputs, whole_outputs
@@ -484,3 +485,11 @@ def test_the_parts_of_a_stripe_are_those_of_its_rows(dense: Bundle, server: Serv
         fields = {"request": 1, "cut": cut, "stripes": 5, "tensors": 1}
         peer.send(Kind.INFER, Infer(parts, HEAD), bytes(spec.nbytes + 4), **fields)
         assert f"at most {spec.nbytes} bytes" in peer.hear().meta.message
+
+
+def test_a_receipt_counts_what_was_there_early_at_the_pace_of_the_rest() -> None:
+    whole = Receipt(1000, 200, 0.8).plus(Receipt(1000, 1000, 0.0))
+    assert whole == Receipt(2000, 1200, 0.8)
+    assert whole.whole_s == 2.0
+    assert Receipt(1000, 1000, 0.1).whole_s == 0.1
+    assert Receipt().whole_s == 0.0

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 
+from calibration.predictor import Prediction
+from runtime.infer_output import result_line, summary_line
 from runtime.robot import Result
 from runtime.summary import Summary
 
 
-def _result(latency_s: float, answered_by: str) -> Result:
+def _result(
+    latency_s: float, answered_by: str, *, mode: str = "split", predicted_s: float | None = None
+) -> Result:
+    predicted = None
+    if predicted_s is not None:
+        predicted = Prediction(0, predicted_s, 0.0, 0.0, 0.0, 0.0, 0.0)
     return Result(
         outputs={"y": np.zeros(1)},
         seq=0,
@@ -24,7 +32,8 @@ def _result(latency_s: float, answered_by: str) -> Result:
         bytes_down=0,
         goodput_bps=None,
         energy_j=latency_s * 2,
-        predicted=None,
+        predicted=predicted,
+        mode=mode,
         age_s=latency_s * 3,
     )
 
@@ -38,12 +47,15 @@ def test_counts_quantiles_and_mean() -> None:
     assert record == {
         "count": 100,
         "failures": 0,
+        "lossy": 0,
         "answered_by": {"fallback": 10, "remote": 90},
+        "modes": {"split": 100},
         "p50_ms": 50.5,
         "p95_ms": 95.05,
         "p99_ms": 99.01,
         "mean_energy_j": 0.101,
         "age_p50_ms": 151.5,
+        "ratio_p50": None,
         "rate_hz": 25.0,
     }
 
@@ -53,3 +65,27 @@ def test_nothing_run_is_no_number_and_still_json() -> None:
     assert record["count"] == record["failures"] == 0
     assert [record[key] for key in ("p50_ms", "p95_ms", "p99_ms", "mean_energy_j")] == [None] * 4
     json.dumps(record, allow_nan=False)
+
+
+def test_measured_is_held_against_predicted_where_it_was() -> None:
+    summary = Summary()
+    for predicted_s, mode in (
+        (0.1, "rows"),
+        (0.2, "streamed-raw"),
+        (0.4, "rows"),
+        (None, "local"),
+    ):
+        summary.add(_result(0.2, "remote", mode=mode, predicted_s=predicted_s))
+    record = summary.record(elapsed_s=1.0)
+    assert record["ratio_p50"] == 1.0
+    assert record["modes"] == {"local": 1, "rows": 2, "streamed-raw": 1}
+    assert "measured / predicted p50 1.000" in summary_line(record)
+
+
+def test_a_line_says_mode_stripes_and_error_of_the_prediction() -> None:
+    result = dataclasses.replace(
+        _result(0.21, "remote", mode="streamed-raw", predicted_s=0.2), stripes=4, plan="offload/4"
+    )
+    line = result_line({**result.record(), "source": "random"})
+    assert "210.00 ms (+5%)  streamed-raw in 4 offload/4 remote" in line
+    assert "(" not in result_line({**_result(0.2, "local").record(), "source": "random"})

@@ -5,14 +5,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from calibration.energy import StatePower
 from calibration.latency_table import HalfTiming, LatencyTable, Timing, load_table, store_table
+from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.fingerprint import Fingerprint
 from engines.program import Program
 from runtime import tables
-from runtime.tables import table_for, times_of, wire_table
+from runtime.tables import Preparer, table_for, times_of, wire_table
 from runtime.wire import Table
+from tests.runtime.helpers import eventually
 
 
 @pytest.fixture
@@ -94,3 +97,46 @@ def test_a_table_of_another_bundle_says_nothing(toy: Bundle) -> None:
     times = times_of(Table((0.5,) * 7), toy.manifest)
     assert times is not None
     assert times.segments_s == (0.5,) * 7
+
+
+# -- plans for the server's table, where nobody waits --------------------------------------------
+
+
+def _wire(seconds: float) -> Table:
+    return Table(segments_s=(seconds,) * 7, device="test")
+
+
+def _eventually_plans(preparer: Preparer, table: Table) -> PreparedPlans:
+    eventually(lambda: preparer.plans(table) is not None, "plans")
+    plans = preparer.plans(table)
+    assert plans is not None
+    return plans
+
+
+def test_plans_are_prepared_in_the_background(toy: Bundle) -> None:
+    preparer = Preparer(toy.manifest, _wire(0.1), StatePower())
+    assert preparer.plans(None) is None
+    assert preparer.plans(_wire(0.01)) is None, "no inference waits for them"
+    first = _eventually_plans(preparer, _wire(0.01))
+    assert first.server.segments_s == (0.01,) * 7
+    assert preparer.plans(_wire(0.01)) is first, "the same table, come again"
+    assert preparer.plans(_wire(0.02)) is None
+    assert _eventually_plans(preparer, _wire(0.02)).server.segments_s == (0.02,) * 7
+    preparer.close()
+    preparer.close()
+
+
+def test_plans_can_be_prepared_at_once(toy: Bundle) -> None:
+    preparer = Preparer(toy.manifest, _wire(0.1), StatePower())
+    preparer.prepare(None)
+    preparer.prepare(_wire(0.01))
+    assert preparer.plans(_wire(0.01)) is not None
+    preparer.close()
+
+
+def test_a_table_of_another_bundle_gives_no_plans(toy: Bundle) -> None:
+    preparer = Preparer(toy.manifest, _wire(0.1), StatePower())
+    other = Table(segments_s=(0.1,), device="test")
+    preparer.prepare(other)
+    assert preparer.plans(other) is None
+    preparer.close()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -44,6 +45,16 @@ class TestDeadline:
 
 
 class TestReading:
+    def test_what_has_arrived_can_be_asked_for(self, pair: Pair) -> None:
+        stream, peer = pair
+        peer.sendall(b"abcdef")
+        assert select.select([stream._sock], [], [], 10)[0]
+        assert stream.unread_bytes() == 6
+        _read(stream, 4)
+        assert stream.unread_bytes() == 2
+        stream.close()
+        assert stream.unread_bytes() is None
+
     def test_bytes_arrive_in_pieces(self, pair: Pair) -> None:
         stream, peer = pair
 

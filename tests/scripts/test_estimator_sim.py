@@ -61,7 +61,7 @@ def test_no_probes_while_frames_tell_enough() -> None:
 
 
 def estimate(bps: float) -> LinkEstimate:
-    return LinkEstimate(bps, 0.0, 1, (bps * 0.5, bps * 0.9, bps, bps * 1.1, bps * 2))
+    return LinkEstimate(bps, 0.0, 1, tuple(bps * ratio for ratio in (0.2, 0.5, 0.9, 1, 1.1, 2, 3)))
 
 
 def test_lags_of_estimates_made_by_hand() -> None:

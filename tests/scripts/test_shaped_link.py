@@ -25,7 +25,7 @@ def test_half_duplex_is_one_bucket_that_every_station_is_led_through() -> None:
     buckets = [step for step in steps if " tbf " in step]
     assert len(buckets) == 1
     assert "dev shaper root" in buckets[0]
-    assert "rate 93.0mbit burst 10kb" in buckets[0]
+    assert "rate 93.0mbit burst 10000b" in buckets[0]
     led = [step.split()[6] for step in steps if step.endswith("mirred egress redirect dev shaper")]
     assert led == ["server", "robot0", "robot1"]
     queues = [step for step in steps if " bfifo " in step]
@@ -228,7 +228,7 @@ def test_the_rate_of_every_bucket_can_be_changed(monkeypatch: pytest.MonkeyPatch
     link = ShapedLink("", [], "", shapers=[("a", "net"), ("b", "robot0"), ("b", "robot1")])
     with changing_rate(link) as change:
         change(16.0)
-    bucket = "root handle 1: tbf rate 16.0mbit burst 10kb limit 4000000\n"
+    bucket = "root handle 1: tbf rate 16.0mbit burst 3100b limit 4000000\n"
     assert ran == [["tc", "-n", "a", "-batch", "-"], ["tc", "-n", "b", "-batch", "-"]]
     assert told == {
         "a": [f"qdisc change dev net {bucket}", "end"],
@@ -240,11 +240,11 @@ def test_the_rate_of_every_bucket_can_be_changed(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(("half_duplex", "count"), [(True, 1), (False, 4)])
 def test_it_says_where_its_buckets_are(machine: Machine, half_duplex: bool, count: int) -> None:
-    with shaped_link(93, half_duplex=half_duplex, robots=2, burst="3kb") as link:
+    with shaped_link(93, half_duplex=half_duplex, robots=2, burst=3100) as link:
         buckets = [step.split() for step in machine.ran if " tbf " in step]
         assert sorted((step[2], step[6]) for step in buckets) == sorted(link.shapers)
         assert len(link.shapers) == count
-        assert all("burst 3kb" in " ".join(step) for step in buckets)
+        assert all("burst 3100b" in " ".join(step) for step in buckets)
 
 
 def test_a_changed_rate_is_what_the_kernel_has() -> None:

@@ -26,6 +26,7 @@ from scripts.workloads.replay_tables import (
     floor_ms,
     latency_table,
     main,
+    operator_times,
     profile_of,
     replay_table,
     write_tables,
@@ -132,6 +133,17 @@ def test_every_operator_goes_to_one_segment_in_order(bundle: Bundle) -> None:
         found.share(p, PROFILE.robot_ops) for p in (found.matched, found.joined, found.lost)
     )
     assert total == pytest.approx(1)
+
+
+def test_the_compiler_gets_every_time_at_the_operators_own_node(bundle: Bundle) -> None:
+    found = assign(bundle, PROFILE.robot_ops)
+    times = operator_times(PROFILE, "robot", found)
+    assert times.device == PROFILE.robot
+    assert len(times.seconds) == len(set(found.tensors.values()))
+    placed = [PROFILE.robot_ops[i].ms for segment in found.segments for i in segment]
+    assert sum(times.seconds.values()) == pytest.approx(1e-3 * sum(placed))
+    # The first convolution with what was folded into it.
+    assert times.seconds[found.tensors[1]] == pytest.approx((8.0 + 0.25 + 1.0) * 1e-3)
 
 
 def test_another_model_is_refused(toy: Bundle) -> None:

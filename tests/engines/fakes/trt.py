@@ -3,7 +3,8 @@
 Its ONNX files are JSON: ``{"inputs": [[name, dtype, shape]], "outputs": [[name, dtype, shape,
 operation, [names]]], "weights": file}``. A plan is the same with a magic word. Each generation has
 only the names that the real one has, and is as strict: 8.5 wants EXPLICIT_BATCH, a strongly typed
-network refuses precision flags, RTX must not be asked for a timing cache.
+network refuses precision flags, RTX must not be asked for a timing cache, an open extent (-1)
+needs a profile.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tests.engines.fakes.gpu import FakeMemory
 GENERATIONS = ("8.5", "10", "11", "rtx")
 MAGIC = b"fakeplan"
 OPERATIONS = {
-    "add": lambda *arrays: np.add.reduce(arrays),
+    "add": lambda first, *arrays: sum(arrays, first),
     "double": lambda array: array * 2,
     "positive": lambda array: array > 0,
 }
@@ -99,6 +100,9 @@ class Builder:
     def create_builder_config(self) -> Any:
         return Config(self.trt)
 
+    def create_optimization_profile(self) -> Any:
+        return Profile()
+
     def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
         self.trt.calls.append(("build", sorted(flag.name for flag in config.flags)))
         precise = [flag.name for flag in config.flags if flag.name in ("FP16", "INT8")]
@@ -108,6 +112,11 @@ class Builder:
         if network.graph.get("unbuildable"):
             _error(self.trt, self.logger, "Cannot compile\n  'fc'")
             return None
+        open_inputs = {entry[0] for entry in network.graph["inputs"] if -1 in entry[2]}
+        profile = config.profiles[0].shapes if config.profiles else {}
+        if open_inputs != set(profile):
+            _error(self.trt, self.logger, f"no optimization profile for {sorted(open_inputs)}")
+            return None
         monitor = getattr(config, "progress_monitor", None)
         if monitor is not None:
             monitor.phase_start("Building", None, 2)
@@ -115,8 +124,17 @@ class Builder:
             monitor.phase_finish("Building")
         if config.cache is not None:
             config.cache.content += b"timed;"
-        graph = dict(network.graph, targets=config.targets)
+        graph = dict(network.graph, targets=config.targets, profile=profile)
         return MAGIC + json.dumps(graph).encode()
+
+
+class Profile:
+    def __init__(self) -> None:
+        self.shapes: dict[str, list[list[int]]] = {}
+
+    def set_shape(self, name: str, low: list[int], opt: list[int], high: list[int]) -> None:
+        assert all(a <= b <= c for a, b, c in zip(low, opt, high, strict=True))
+        self.shapes[name] = [list(low), list(opt), list(high)]
 
 
 class Config:
@@ -125,10 +143,15 @@ class Config:
         self.flags: set[Any] = {trt.BuilderFlag.TF32}
         self.cache: Any = None
         self.pools: dict[str, int] = {}
+        self.profiles: list[Profile] = []
         self._targets: list[str] = []
         if trt.generation != "8.5":
             self.progress_monitor = None
             self.builder_optimization_level = 3
+
+    def add_optimization_profile(self, profile: Profile) -> int:
+        self.profiles.append(profile)
+        return len(self.profiles) - 1
 
     def set_flag(self, flag: Any) -> None:
         self.flags.add(flag)
@@ -278,6 +301,10 @@ class Engine:
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._entries[name][2])
 
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[tuple[int, ...]]:
+        assert index == 0
+        return [tuple(shape) for shape in self.graph["profile"][name]]
+
     def get_tensor_dtype(self, name: str) -> Any:
         kind = self._entries[name][1]
         return self.trt.DataType[_DTYPES.get(kind, kind)]
@@ -327,7 +354,22 @@ class ExecutionContext:
         self.engine, self.config = engine, config
         self.memory: FakeMemory = engine.trt.memory
         self.addresses: dict[str, int] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
         self.runs = 0
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        low, _, high = self.engine.graph["profile"][name]
+        if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            _error(self.engine.trt, self.engine.logger, "Satisfiability check failed")
+            return False
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        own = tuple(self.engine._entries[name][2])
+        if name in self.shapes or -1 not in own or len(self.engine._entries[name]) == 3:
+            return self.shapes.get(name, own)
+        return self.get_tensor_shape(self.engine._entries[name][4][0])
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.addresses[name] = address
@@ -346,9 +388,13 @@ class ExecutionContext:
         if self.config is not None and self.config.cache is not None:
             self.config.cache.content = b"jit" + self.config.cuda_graph_strategy.name.encode()
         addresses = dict(self.addresses)
+        shapes = {name: self.get_tensor_shape(name) for name in self.engine._entries}
+        if any(-1 in shape for shape in shapes.values()):
+            _error(trt, self.engine.logger, "not all dimensions are specified")
+            return False
 
         def view(name: str) -> np.ndarray:
-            _, dtype, shape = self.engine._entries[name][:3]
+            dtype, shape = self.engine._entries[name][1], shapes[name]
             nbytes = int(np.prod(shape, dtype=int)) * np.dtype(dtype).itemsize
             return self.memory.read(addresses[name], nbytes).view(dtype).reshape(shape)
 

@@ -1,0 +1,223 @@
+"""Orders all choices for an objective, where the goodput is only known as quantiles. Pure.
+
+Theory of operation:
+
+1. The link's goodput is uncertain, so a choice has a distribution of latencies. Latency falls with
+   goodput for every choice: the latency at a low quantile of goodput is the high quantile of
+   latency. Only the goodput is taken to be uncertain; computing, round trip and queue are not.
+2. *Expected* latency and energy are means over five goodputs, the middles of five parts of equal
+   probability.
+3. ``latency:p95`` is the latency at the goodput that 95% of inferences exceed.
+4. ``deadline=D`` is kept by what takes no longer than D at the goodput that 99% exceed; of that,
+   the least expected energy. Where nothing keeps it, the choice that needs the least goodput is
+   the most likely to. Where even the 99% goodput is not enough for any, the least expected
+   latency.
+5. ``energy-budget=E``: of what is expected to take E or less, the least expected latency; where
+   nothing does, the least expected energy.
+6. ``rate``: the shortest time from result to result at the median goodput; of equals the least
+   expected latency.
+
+Of equals the earlier is taken: the serial cuts come before the striped plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, Optional, Tuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
+from calibration.prepared import Choice, PreparedPlans
+from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
+from engines.tensors import Array
+
+__all__ = ["EXPECTED_AT", "GoodputAt", "Ranking", "barred", "rank"]
+
+GoodputAt = Callable[[float], float]
+"""Gives a quantile of the goodput in bits per second, for a part between 0 and 1."""
+
+_SAME = 1e-9
+"""Periods that differ by a smaller part are equal: sums in another order differ as much."""
+
+EXPECTED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Quantiles of goodput over which latency and energy are averaged."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All choices, judged by one objective. One element a choice.
+
+    Attributes:
+        best: Place of the best choice; none where none may be used.
+        rule: What it is the best by, in a few words.
+        unit: Of the costs: ``s``, ``J``, or ``bps``, the goodput that a choice needs.
+        costs: What was to be small. Infinite where it is not possible or not allowed.
+        within: Whether the bound of the objective is kept; none where it has none.
+        latencies_s: Expected latency.
+        energies_j: Expected energy.
+        bounded: What the bound is about: latency at the low goodput, or energy; none where there
+            is no bound.
+    """
+
+    best: Optional[int]
+    rule: str
+    unit: str
+    costs: Array
+    within: Optional[Array]
+    latencies_s: Array
+    energies_j: Array
+    bounded: Optional[Array] = None
+
+
+def rank(
+    plans: PreparedPlans,
+    objective: Objective,
+    goodput_at: GoodputAt,
+    *,
+    rtt_s: float,
+    queue_s: float = 0.0,
+    constraints: Constraints = UNCONSTRAINED,
+    serial: bool = False,
+    in_flight: Optional[int] = None,
+) -> Ranking:
+    """Judge all choices; tens of microseconds for some hundreds of them.
+
+    Args:
+        plans: All choices, prepared for the tables of both sides.
+        objective: What to be best at.
+        goodput_at: The goodput's quantiles.
+        rtt_s: Round trip in seconds.
+        queue_s: Expected wait at the server in seconds.
+        constraints: What a choice may not do.
+        serial: Only serial cuts.
+        in_flight: Inferences under way at a time, for the rate; none for enough of them.
+    """
+    forbidden = _forbidden(plans, constraints, serial=serial)
+    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
+    bounded: Optional[Array] = None
+    if objective.kind == "deadline":
+        bounded = outlook.latencies_at(1 - DEADLINE_KEPT)
+    elif objective.kind == "energy-budget":
+        bounded = outlook.energies_j
+    if bounded is None:
+        within = None
+        rule, unit, costs = _unbounded(outlook, objective)
+        costs = np.where(forbidden, np.inf, costs)
+        judged = costs
+        if objective.kind == "rate":  # most choices share their busiest station with others
+            quickest = costs <= costs.min() * (1 + _SAME)
+            judged = np.where(quickest, outlook.latencies_s, np.inf)
+    else:
+        within = (bounded <= objective.limit) & ~forbidden
+        if bool(within.any()):
+            rule, unit, costs = _bounded(outlook, objective)
+            judged = np.where(within, costs, np.inf)
+        else:
+            rule, unit, costs = _out_of_bounds(outlook, objective, forbidden)
+            judged = np.where(forbidden, np.inf, costs)
+        costs = np.where(forbidden, np.inf, costs)
+    place = int(np.argmin(judged))
+    best = place if np.isfinite(judged[place]) else None
+    return Ranking(
+        best, rule, unit, costs, within, outlook.latencies_s, outlook.energies_j, bounded
+    )
+
+
+class _Outlook:
+    """What is expected of all choices on one link."""
+
+    def __init__(
+        self,
+        plans: PreparedPlans,
+        goodput_at: GoodputAt,
+        rtt_s: float,
+        queue_s: float,
+        in_flight: Optional[int],
+    ) -> None:
+        self.plans, self.goodput_at = plans, goodput_at
+        self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
+        goodputs = [goodput_at(part) for part in EXPECTED_AT]
+        if goodputs[0] == goodputs[-1]:
+            goodputs = goodputs[:1]
+        self.latencies_s, self.energies_j = plans.expected(goodputs, rtt_s, queue_s)
+
+    def latencies_at(self, part: float) -> Array:
+        """Return all latencies at a quantile of the goodput."""
+        return self.plans.latencies_s(self.goodput_at(part), self.rtt_s, self.queue_s)
+
+
+def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
+    if objective.kind == "energy":
+        return "least predicted energy", "J", outlook.energies_j
+    if objective.kind == "rate":
+        goodput = outlook.goodput_at(0.5)
+        costs = outlook.plans.costs(
+            goodput, outlook.rtt_s, outlook.queue_s, "rate", outlook.in_flight
+        )
+        return "highest predicted rate", "s", costs
+    if objective.quantile is not None:
+        rule = f"least predicted latency, p{objective.quantile * 100:g}"
+        return rule, "s", outlook.latencies_at(1 - objective.quantile)
+    return "least predicted latency", "s", outlook.latencies_s
+
+
+def _bounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
+    if objective.kind == "deadline":
+        return "least predicted energy within the deadline", "J", outlook.energies_j
+    return "least predicted latency within the energy budget", "s", outlook.latencies_s
+
+
+def _out_of_bounds(
+    outlook: _Outlook, objective: Objective, forbidden: Array
+) -> Tuple[str, str, Array]:
+    if objective.kind == "energy-budget":
+        return "least predicted energy: nothing is within the budget", "J", outlook.energies_j
+    needed = outlook.plans.needed_bps(objective.limit, outlook.rtt_s, outlook.queue_s)
+    needed[forbidden] = np.inf
+    if needed.min() <= outlook.goodput_at(DEADLINE_KEPT):
+        return "most likely to keep the deadline", "bps", needed
+    return "least predicted latency: nothing keeps the deadline", "s", outlook.latencies_s
+
+
+def barred(plans: PreparedPlans, constraints: Constraints) -> Tuple[str, ...]:
+    """Return for every choice why it may not be used; empty where it may."""
+    return _standing(plans, constraints)[0]
+
+
+_known: "WeakKeyDictionary[PreparedPlans, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
+"""What constraints forbid, once for each pair of tables: it does not depend on the link."""
+
+_Standing = Tuple[Tuple[str, ...], Array, Array]
+
+
+def _forbidden(plans: PreparedPlans, constraints: Constraints, *, serial: bool) -> Array:
+    _, mask, serial_mask = _standing(plans, constraints)
+    return serial_mask if serial else mask
+
+
+def _standing(plans: PreparedPlans, constraints: Constraints) -> _Standing:
+    """Return why choices may not be used; as a mask; and that with all but serial cuts in it."""
+    known = _known.setdefault(plans, {})
+    if constraints not in known:
+        why = tuple(_against(plans, choice, constraints) for choice in plans.choices)
+        mask = np.asarray([bool(reason) for reason in why])
+        striped = np.asarray([choice.plan is not None for choice in plans.choices])
+        known[constraints] = why, mask, mask | striped
+    return known[constraints]
+
+
+def _against(plans: PreparedPlans, choice: Choice, constraints: Constraints) -> str:
+    cuts = plans.manifest.cuts
+    if choice.plan is None and cuts[choice.cut].refused:
+        return f"refused: {cuts[choice.cut].refused}"
+    if constraints.lossless and is_lossy(choice.plan):
+        return "lossy"
+    if constraints.keep_local is not None:
+        kept = set(plans.manifest.cut(constraints.keep_local).robot_segments)
+        raw = choice.mode == "two-sided" or isinstance(choice.plan, (RowPlan, BoundedPlan))
+        leaves = set() if raw else set(cuts[choice.cut].robot_segments)
+        if not kept <= leaves:
+            return f"keep-local {constraints.keep_local}: earlier tensors would leave the robot"
+    return ""
