@@ -98,16 +98,17 @@ class LinkEstimator:
     """Keeps the estimate of one link. Safe across threads.
 
     Args:
-        record: Told of each piece of evidence, in the order in which it is taken; for a file to
-            replay.
+        record: See below.
 
     Attributes:
+        record: Told of each piece of evidence, in the order in which it is taken; for a file to
+            replay. None for nobody.
         refused: Pieces of evidence that were not sound.
     """
 
     def __init__(self, record: Optional[Callable[[Evidence], None]] = None) -> None:
         self.refused = 0
-        self._record = record
+        self.record = record
         self._lock = threading.Lock()
         self._busy = BusyPeriods()
         self._level = Level()
@@ -146,8 +147,8 @@ class LinkEstimator:
             if not sound(evidence):
                 self.refused += 1
                 return False
-            if self._record is not None:
-                self._record(evidence)
+            if self.record is not None:
+                self.record(evidence)
             self._newest_s = max(self._newest_s, evidence.at_s)
             if isinstance(evidence, Reading):
                 return self._reading(evidence)

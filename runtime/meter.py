@@ -19,10 +19,13 @@ __all__ = ["Meter"]
 
 _FIRST_EVERY_S = 0.001
 _EVERY_S = 0.004
-"""Time between readings: short at first, for transfers that take a few milliseconds."""
+_LATER_EVERY_S = 0.01
+"""Time between readings: short at first, for transfers that take a few milliseconds, and longer
+where bytes have been under way for seconds."""
 
 _FIRST = 10
-"""Readings at the shorter time."""
+_LATER = 500
+"""Readings after which they become rarer."""
 
 
 class Meter:
@@ -109,7 +112,8 @@ class Meter:
         count = 0
         while not self._closing:
             if self.read():
-                time.sleep(_FIRST_EVERY_S if count < _FIRST else _EVERY_S)
+                every_s = _EVERY_S if count < _LATER else _LATER_EVERY_S
+                time.sleep(_FIRST_EVERY_S if count < _FIRST else every_s)
                 count += 1
                 continue
             count = 0

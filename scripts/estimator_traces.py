@@ -118,7 +118,7 @@ def drive(address: str, traffic: Frames, seconds: float, record: Path | None) ->
     link = Link(host, int(port), manifest=manifest_of(traffic), digest="0" * 64)  # type: ignore[arg-type]
     taken: list[Evidence] = []
     if record is not None:
-        link.estimator._record = taken.append  # noqa: SLF001 (the link makes its own)
+        link.estimator.record = taken.append
     if not link.wait_settled(SETTLE_S):
         raise SystemExit(f"no link: {link.trouble}")
     print(json.dumps({"ready": True}), flush=True)

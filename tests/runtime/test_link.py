@@ -282,7 +282,7 @@ def test_an_upload_is_measured_while_it_is_under_way(toy: Bundle) -> None:
             eventually(lambda: not link._pings, "the first probes")
             assert link.estimate.state is LinkState.UP
             readings: list[Reading] = []
-            link.estimator._record = lambda e: readings.append(e) if isinstance(e, Reading) else 0
+            link.estimator.record = lambda e: readings.append(e) if isinstance(e, Reading) else 0
             proxy.bps = 4e6
             channel = link._channel
             assert channel is not None
