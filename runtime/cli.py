@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import signal
 import sys
@@ -28,7 +27,7 @@ import click
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from calibration.energy import StatePower, parse_power
+from calibration.energy import parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
@@ -46,6 +45,7 @@ from runtime.build import build_plans
 from runtime.doctor import examine
 from runtime.explain_cli import explain_command
 from runtime.infer_output import Telling, read_labels
+from runtime.power.cli import fit_device_power, power_record, print_power
 from runtime.recording import Recorder
 from runtime.replay_cli import replay_command
 from runtime.robot import MAX_IN_FLIGHT, Result, Robot
@@ -130,8 +130,17 @@ def serve(
 @main.command()
 @click.argument("bundle")
 @click.option("--server", metavar="HOST:PORT", help="Where the server is; none: robot alone.")
-@click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
-@click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
+@click.option(
+    "--source",
+    required=True,
+    help="Image, folder, video, FILE.npz, random:N, or a camera: v4l2:///dev/video0, csi://0, "
+    "gst:PIPELINE.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    help="Inferences; default: the source, once; a camera: until Ctrl-C.",
+)
 @click.option(
     "--cut",
     help="The id of a cut to use always, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
@@ -165,7 +174,17 @@ def serve(
 @click.option(
     "--labels", type=click.Path(), help="Names, one a line: show that of the largest output."
 )
-@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--power",
+    default="",
+    metavar="compute=W,comm=W,idle=W",
+    help="Robot's power, for the modelled energy; default: as `runtime profile` fitted it.",
+)
+@click.option(
+    "--sensor/--no-sensor",
+    default=True,
+    help="Measure energy where this device has a power sensor.  [default: sensor]",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
@@ -197,6 +216,7 @@ def infer(
     save: Optional[str],
     labels: Optional[str],
     power: str,
+    sensor: bool,
     patience: Optional[float],
     in_flight: Optional[int],
     backend: str,
@@ -212,11 +232,11 @@ def infer(
     in_flight = in_flight or (_RATE_IN_FLIGHT if wanted.kind == "rate" else 1)
     names = read_labels(labels)
     opened = Bundle.open(bundle)
-    samples = open_source(source, opened.manifest)
     folder = None if save is None else Path(save)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        samples = stack.enter_context(open_source(source, opened.manifest))
         sinks: List[TextIO] = [sys.stdout] if as_json else []
         if out is not None:
             sinks.append(stack.enter_context(open(out, "w", encoding="utf-8")))
@@ -230,8 +250,9 @@ def infer(
                 allow_halo=allow_lossy_halo,
                 backend=backend,
                 threads=threads,
-                power=parse_power(power) if power else StatePower(),
+                power=parse_power(power) if power else None,
                 patience_s=patience,
+                measure_energy=sensor,
             )
         )
         plan = plan_named(chooser)
@@ -256,35 +277,49 @@ def infer(
                 folder=folder,
                 recorder=recorder,
                 people=not as_json,
+                source=samples,
             )
         )
-        frames = itertools.islice(samples.samples, count or samples.size)
-        for name, result in _results(robot, frames, in_flight):
+        for name, result in _results(robot, samples.take(count), in_flight):
             told.add(name, result)
-    sys.exit(1 if told.summary.failures else 0)
+    sys.exit(1 if told.summary.failures or told.summary.unreadable else 0)
 
 
 @main.command()
 @click.argument("bundle")
 @click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
+@click.option(
+    "--energy-of",
+    type=click.Path(dir_okay=False),
+    metavar="RUN.jsonl",
+    help="Measured inferences of `runtime infer --out`: fit the power of communicating, too.",
+)
 @_backend
 @_threads
 @_json
 @command_options
 def profile(
-    bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
+    bundle: str,
+    runs: int,
+    warmup: int,
+    energy_of: Optional[str],
+    backend: str,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Measure how long each segment takes on this device and keep it beside the bundle.
 
     The likely halves are measured both as chains of segments and fused; only those that save over
-    3% are run fused from then on.
+    3% are run fused from then on. Where there is a power sensor, the power of computing and of
+    idling is measured and kept, too.
     """
     with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
         table = measure_latency(
             program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
         )
         path = store_table(program.bundle, table)
+        power = fit_device_power(program, energy_of)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
         {
@@ -309,6 +344,7 @@ def profile(
                 "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
                 "halves": half_records(manifest, table),
                 "file": str(path),
+                "power": power_record(power),
             }
         )
         return
@@ -323,6 +359,7 @@ def profile(
         )
     Console().print(shown)
     print_halves(manifest, table)
+    print_power(power)
     click.echo(
         f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
         f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"

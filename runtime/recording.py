@@ -148,6 +148,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
         bytes_up: Sent.
         bytes_down: Received.
         energy_j: Modelled.
+        measured_j: The energy that a sensor measured; none where there was none.
         age_s: Measured.
         true_bps: The link's goodput during the inference, where something knew it.
     """
@@ -175,6 +176,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
     age_s: float
     true_bps: Optional[float] = None
     in_flight: Optional[int] = None
+    measured_j: Optional[float] = None
 
     def __post_init__(self) -> None:
         times = (self.at_s, self.queue_s, self.latency_s, self.robot_s, self.link_s)
@@ -256,7 +258,8 @@ class Recorder:
                 waited_s=result.queue_s,
                 bytes_up=result.bytes_up,
                 bytes_down=result.bytes_down,
-                energy_j=result.energy_j,
+                energy_j=result.modelled_j,
+                measured_j=result.energy_j if result.energy_source == "measured" else None,
                 age_s=result.age_s,
                 true_bps=true_bps,
                 in_flight=situation.in_flight,

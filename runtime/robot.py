@@ -36,6 +36,7 @@ from calibration.objectives import (
     parse_objective,
 )
 from calibration.plan_text import is_plan_text, plan_text
+from calibration.power_fit import load_power
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
@@ -45,8 +46,11 @@ from engines.program import Program
 from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.courses import Course
+from runtime.frames import taken_of
 from runtime.inflight import Frames
 from runtime.link import Link
+from runtime.power.find import sensor_for
+from runtime.power.meter import EnergyMeter, Measurement
 from runtime.requests import Answer
 from runtime.result import Result
 from runtime.selector import (
@@ -93,7 +97,8 @@ class Robot:
             plan (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
-        power: The robot's power by state, for the modelled energy.
+        power: The robot's power by state, for the modelled energy; by default what was fitted on
+            this device (``runtime profile``), else that of a Jetson Xavier NX robot.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
         selector: Another name for ``cut``, which it overrides.
@@ -101,6 +106,7 @@ class Robot:
         constraints: What an inference may not do.
         allow_halo: Fewest rows of halo of the lossy plans that may be used
             (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
+        measure_energy: Whether to use the device's power sensor, where it has one.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -119,12 +125,13 @@ class Robot:
         cut: str = "auto",
         backend: str = "ort",
         threads: int = 0,
-        power: StatePower = StatePower(),
+        power: Optional[StatePower] = None,
         patience_s: Optional[float] = None,
         selector: Optional[str] = None,
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
         allow_halo: Optional[int] = None,
+        measure_energy: bool = True,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
             raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
@@ -141,7 +148,6 @@ class Robot:
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
-        self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -155,7 +161,10 @@ class Robot:
         self._turns = Turns()
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
+        self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
+            fitted = load_power(self.bundle, self.program.backend.fingerprint())
+            self._power = power or (fitted.power if fitted is not None else StatePower())
             self._table = wire_table(table_for(self.program))
             self._preparer = Preparer(
                 self.bundle.manifest,
@@ -185,6 +194,7 @@ class Robot:
             self.link.close()
         if self._preparer is not None:
             self._preparer.close()
+        self.meter.close()
         self._stripes.close()
         self.program.close()
 
@@ -237,7 +247,7 @@ class Robot:
         objective = self._objective_of(deadline_s)
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
-            number, taken_s = next(self._numbers), time.monotonic()
+            number, taken_s = next(self._numbers), taken_of(frame)
             self._turns.reserve(number)
             return (
                 lambda: self._infer(number, taken_s, frame, cut, objective, in_flight),
@@ -272,7 +282,7 @@ class Robot:
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
         objective = self._objective_of(deadline_s)
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut, objective)
+        return self._infer(next(self._numbers), taken_of(inputs), inputs, cut, objective)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -285,7 +295,22 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
+        with self.meter.measure(begin=False) as measured:
+            result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
+        return result.measured(measured.energy)
+
+    def _run(
+        self,
+        number: int,
+        taken_s: float,
+        inputs: Mapping[str, Array],
+        cut: Optional[str],
+        objective: Objective,
+        in_flight: Optional[int],
+        measured: Measurement,
+    ) -> Result:
         with self._turns.turn(number):
+            measured.begin()
             begin = time.monotonic()
             decision = self._decide(cut, objective, in_flight)
             self._check_alone(decision.cut, decision.reason)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 import numpy as np
 from benches.plan_rows import Wanted, prepared, run_plans
-from benches.stations import Station, profile
+from benches.stations import Station, profile, whole_s
 from benches.workloads import BUILD
 from link_check import check_link, trouble
 from record_activations import PHOTO, sample_inputs
@@ -100,8 +100,8 @@ class Stations:
 def stations_on(share: float, robot: Bundle, server: Bundle) -> Iterator[Stations]:
     """Pin both ends to a core each, measure their tables, and slow the robot.
 
-    The robot is measured at full speed, and its table lengthened by what it is slowed. Under a
-    quota whatever is shorter than the quota would look as quick as ever.
+    The robot is measured at full speed, and its table lengthened by how much longer the whole
+    model takes when slowed. Under a quota whatever is shorter than it would look as quick as ever.
 
     Args:
         share: What the robot has of its core; 1 for all of it.
@@ -118,7 +118,8 @@ def stations_on(share: float, robot: Bundle, server: Bundle) -> Iterator[Station
         if share < 1:
             slow = stack.enter_context(slow_robot(share))
             slowed, before = slow.description, slow.prefix
-            _lengthen(robot, 1 / share if slow.share else 1.0)
+            quick_s, slow_s = (whole_s([*words, *pins[0]], ends[0]) for words in ([], before))
+            _lengthen(robot, slow_s / quick_s)
         plans = prepared((robot, "ort"), (server, "ort"), threads=1)
         yield Stations(ends[0], ends[1], plans, slowed, [*before, *pins[0]], pins[1])
 

@@ -2,6 +2,7 @@
 
     python scripts/benches/stations.py serve JOB
     python scripts/benches/stations.py profile JOB
+    python scripts/benches/stations.py whole JOB
     python scripts/benches/stations.py infer JOB
 
 JOB is a :class:`Station` or :class:`Inferences` as JSON. What the console commands do, with any
@@ -14,6 +15,7 @@ import hashlib
 import itertools
 import json
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -26,12 +28,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-__all__ = ["Inferences", "Station", "infer", "profile", "serving"]
+__all__ = ["Inferences", "Station", "infer", "profile", "serving", "whole_s"]
 
 _HERE = [sys.executable, str(Path(__file__).resolve())]
 
 WARMUP = 3
 """Inferences of each plan before those that count."""
+
+_WHOLE_RUNS = 9
 
 _READY_S = 30.0
 """Longest wait for ``auto`` to get the stripes that it wants."""
@@ -96,6 +100,13 @@ def profile(prefix: Sequence[str], station: Station) -> None:
     subprocess.run([*prefix, *_HERE, "profile", _text(station)], check=True)
 
 
+def whole_s(prefix: Sequence[str], station: Station) -> float:
+    """Return the median seconds of the whole model on a station."""
+    command = [*prefix, *_HERE, "whole", _text(station)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(done.stdout)
+
+
 def infer(prefix: Sequence[str], job: Inferences) -> list[dict[str, Any]]:
     """Run a robot, and return what it says of each inference.
 
@@ -143,6 +154,18 @@ def _profile(text: str) -> None:
     with _program(msgspec.json.decode(text, type=Station)) as program:
         table = measure_latency(program, runs=15, budget_s=25.0, halves=True, stripes=True)
         store_table(program.bundle, table)
+
+
+def _whole(text: str) -> None:
+    with _program(msgspec.json.decode(text, type=Station)) as program:
+        inputs, _ = program.bundle.parity_vectors()
+        program.load_half(0, program.last)
+        samples: list[float] = []
+        for _ in range(WARMUP + _WHOLE_RUNS):
+            begin = time.perf_counter()
+            program.run(inputs)
+            samples.append(time.perf_counter() - begin)
+        print(statistics.median(samples[WARMUP:]))
 
 
 def _infer(text: str) -> None:
@@ -200,4 +223,6 @@ def _tell(plan: str, result: Any, values: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    {"serve": _serve, "profile": _profile, "infer": _infer}[sys.argv[1]](*sys.argv[2:])
+    {"serve": _serve, "profile": _profile, "whole": _whole, "infer": _infer}[sys.argv[1]](
+        *sys.argv[2:]
+    )
