@@ -88,10 +88,6 @@ MAX_IN_FLIGHT = 8
 
 _LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
-_QUEUE_WEIGHT = 0.3
-_QUEUE_FADES = 0.95
-"""An inference without the server learns nothing of its queue: what was known of it fades, so
-that a queue of long ago does not keep the robot away for ever."""
 
 
 class Robot:
@@ -168,7 +164,6 @@ class Robot:
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._queue_s = 0.0
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
             self.bundle,
@@ -347,9 +342,6 @@ class Robot:
             answer, why = self._ask(course, decision)
             waited_s = time.monotonic() - again
             reason = reason if answer is not None else f"{reason}; {why}"
-        else:
-            with self._lock:
-                self._queue_s *= _QUEUE_FADES
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
         if answer is not None:
@@ -443,8 +435,6 @@ class Robot:
             return None, str(exc)
         if answer is None:
             return None, f"no answer within {patience_s * 1e3:.0f} ms"
-        with self._lock:
-            self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
         return answer, ""
 
     def _patience(self, decision: Decision) -> float:
@@ -465,11 +455,11 @@ class Robot:
         if link is not None and link.up:
             assert self._preparer is not None
             plans = self._preparer.plans(link.server_table)
-            estimate = link.estimator.estimate
+            estimate = link.estimate
         return Situation(
             plans,
             estimate,
-            self._queue_s,
+            0.0 if estimate is None else estimate.queue_s,
             objective,
             self._constraints,
             in_flight=in_flight,
@@ -502,7 +492,7 @@ class Robot:
         else:  # computing and sending overlap: see calibration.prepared for their power
             link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
-        estimate = None if self.link is None else self.link.estimator.estimate
+        estimate = None if self.link is None else self.link.estimate
         codecs = decision.codecs if course.stripes else {}
         return Result(
             outputs=outputs,
