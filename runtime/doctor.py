@@ -35,7 +35,8 @@ class Check(NamedTuple):
 
 _NEEDED = ("numpy", "msgspec", "click", "rich")
 _OPTIONAL = {
-    "Pillow": "images as a source: pip install 'splitrt[codecs]'",
+    "Pillow": "images as a source, coded pictures: pip install 'splitrt[codecs]'",
+    "blosc2": "compressed tensors on the link: pip install 'splitrt[codecs]'",
     "av": "videos and cameras as a source: pip install 'splitrt[video]'",
     "nvidia-ml-py": "energy of an NVIDIA GPU: pip install 'splitrt[power]'",
     "torch": "compiling models: pip install 'splitrt[compile]'",
