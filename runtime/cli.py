@@ -24,13 +24,16 @@ from typing import (
 )
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from calibration.codecs_cli import codec_records, print_codecs
 from calibration.energy import parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
+from calibration.measure_codecs import measure_codecs
 from calibration.objectives import OBJECTIVE_FORMS, Constraints, parse_objective
 from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
@@ -42,6 +45,7 @@ from engines.errors import UnansweredError
 from engines.program import Program
 from engines.tensors import Array
 from runtime.build import build_plans
+from runtime.codec_policy import CODEC_FORMS
 from runtime.doctor import examine
 from runtime.explain_cli import explain_command
 from runtime.infer_output import Telling, read_labels
@@ -165,6 +169,16 @@ def serve(
     "bundle compiled with --halo.",
 )
 @click.option(
+    "--codec", default="auto", show_default=True, help=f"How tensors are coded: {CODEC_FORMS}."
+)
+@click.option(
+    "--allow-lossy",
+    type=click.FloatRange(0),
+    metavar="MAX_ERROR",
+    help="Also choose among lossy codecs, at cuts where `split-bundle verify --data` measured an "
+    "error of at most this.",
+)
+@click.option(
     "--record",
     type=click.Path(dir_okay=False),
     help="Write all that was known, decided and measured to this file, for `runtime replay`.",
@@ -211,6 +225,8 @@ def infer(
     objective: str,
     keep_local: Optional[str],
     allow_lossy_halo: Optional[int],
+    codec: str,
+    allow_lossy: Optional[float],
     record: Optional[str],
     out: Optional[str],
     save: Optional[str],
@@ -248,6 +264,8 @@ def infer(
                 objective=wanted,
                 constraints=constraints,
                 allow_halo=allow_lossy_halo,
+                codec=codec,
+                allow_lossy=allow_lossy,
                 backend=backend,
                 threads=threads,
                 power=parse_power(power) if power else None,
@@ -290,6 +308,13 @@ def infer(
 @click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
 @click.option(
+    "--source",
+    help="What codecs are measured on, as for `runtime infer`: use pictures like those of use. "
+    "Default: the bundle's parity vectors, which are often noise.",
+)
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Of those.")
+@click.option("--no-codecs", is_flag=True, help="Do not measure codecs.")
+@click.option(
     "--energy-of",
     type=click.Path(dir_okay=False),
     metavar="RUN.jsonl",
@@ -303,6 +328,9 @@ def profile(
     bundle: str,
     runs: int,
     warmup: int,
+    source: Optional[str],
+    samples: int,
+    no_codecs: bool,
     energy_of: Optional[str],
     backend: str,
     threads: int,
@@ -311,13 +339,19 @@ def profile(
     """Measure how long each segment takes on this device and keep it beside the bundle.
 
     The likely halves are measured both as chains of segments and fused; only those that save over
-    3% are run fused from then on. Where there is a power sensor, the power of computing and of
-    idling is measured and kept, too.
+    3% are run fused from then on. Every codec is measured on what may cross the link. Where there
+    is a power sensor, the power of computing and of idling is measured and kept, too.
     """
-    with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
-        table = measure_latency(
-            program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
-        )
+    with _load(bundle, backend, threads) as program:
+        with progress_bar("measuring") as advance:
+            table = measure_latency(
+                program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
+            )
+        if not no_codecs:
+            inputs = _codec_samples(program.bundle, source, samples)
+            with progress_bar("measuring codecs") as advance:
+                costs = measure_codecs(program, inputs, progress=advance)
+            table = msgspec.structs.replace(table, codecs=costs)
         path = store_table(program.bundle, table)
         power = fit_device_power(program, energy_of)
     manifest = program.bundle.manifest
@@ -343,6 +377,7 @@ def profile(
                 "whole_p50_ms": round(table.whole.p50_s * 1e3, 4),
                 "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
                 "halves": half_records(manifest, table),
+                "codecs": codec_records(manifest, table.codecs),
                 "file": str(path),
                 "power": power_record(power),
             }
@@ -359,6 +394,7 @@ def profile(
         )
     Console().print(shown)
     print_halves(manifest, table)
+    print_codecs(manifest, table.codecs)
     print_power(power)
     click.echo(
         f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
@@ -474,6 +510,15 @@ def _results(
             except UnansweredError as exc:
                 result = exc
             yield names.popleft(), result
+
+
+def _codec_samples(bundle: Bundle, source: Optional[str], count: int) -> List[Dict[str, Array]]:
+    """Return what codecs are measured on."""
+    if source is None:
+        return [bundle.parity_vectors()[0]]
+    with open_source(source, bundle.manifest) as opened:
+        some = count if opened.size is None else min(count, opened.size)
+        return [sample.inputs for sample in opened.take(some)]
 
 
 def _load(path: str, backend: str, threads: int) -> Program:

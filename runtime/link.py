@@ -35,7 +35,14 @@ from runtime.evidence import Connected, Lost, QueueTime, RoundTrip, Transfer
 from runtime.handshake import HANDSHAKE_S, shake_hands
 from runtime.messages import STALL_S, Channel, Message
 from runtime.meter import Meter
-from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.payload import (
+    NO_CODECS,
+    Clock,
+    check_parts,
+    known_codecs,
+    pack_tensors,
+    read_tensors,
+)
 from runtime.preparations import Preparations
 from runtime.probing import ProbeBudget
 from runtime.protocol import Role
@@ -164,6 +171,7 @@ class Link:
         tensors: Mapping[str, Array],
         *,
         deadline: Deadline,
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> Request:
         """Send the frontier of a cut.
 
@@ -171,19 +179,33 @@ class Link:
             cut_index: Index of the cut.
             tensors: Its frontier, by name; left alone until this returns.
             deadline: When the last byte must be with the kernel.
+            codecs: As for :meth:`begin`.
 
         Raises:
             LinkError: There is no connection, or it broke.
             DeadlineError: The deadline came first; the connection was broken off.
         """
         specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
-        parts, payload = pack_tensors(specs, tensors)
-        request = self.begin(cut_index)
+        codecs = self._known(codecs)
+        parts, payload = pack_tensors(specs, tensors, codecs)
+        request = self.begin(cut_index, codecs=codecs)
         self._write(request, 0, parts, payload, deadline=deadline)
         return request
 
-    def begin(self, cut_index: int, plan: Optional[Plan] = None) -> Request:
+    def begin(
+        self,
+        cut_index: int,
+        plan: Optional[Plan] = None,
+        *,
+        codecs: Mapping[str, str] = NO_CODECS,
+    ) -> Request:
         """Open a request, of which nothing is sent yet.
+
+        Args:
+            cut_index: Index of the cut.
+            plan: How it is striped; none for a whole request.
+            codecs: Names of codecs by tensor, of what is sent and of the results; those that the
+                server does not have are left out.
 
         Raises:
             LinkError: There is no connection.
@@ -196,7 +218,7 @@ class Link:
             channel = self._channel
             if channel is None:
                 raise LinkError(f"no connection: {self.trouble}")
-            request = Request(channel, self._next, cut_index, plan, results)
+            request = Request(channel, self._next, cut_index, plan, results, self._known(codecs))
             self._next += 1
             request.alone = not self._requests
             for other in self._requests.values():
@@ -219,7 +241,7 @@ class Link:
             return
         begin = time.monotonic()
         specs = sent(request.plan, self._manifest, stripe)
-        parts, payload = pack_tensors(specs, tensors)
+        parts, payload = pack_tensors(specs, tensors, request.codecs)
         try:
             self._write(request, stripe, parts, payload, deadline=Deadline(None))
         except LinkError as exc:
@@ -277,7 +299,7 @@ class Link:
     ) -> None:
         """Write one message of a request; the request fails with it."""
         first = request.unsent == request.stripes
-        meta = Infer(parts, request.plan if first else None)
+        meta = Infer(parts, request.plan, request.wishes) if first else Infer(parts)
         size = sum(view.nbytes for view in payload)
         # Counted before: the answer may be quicker than the return from the last write.
         request.unsent -= 1
@@ -414,15 +436,21 @@ class Link:
         check_parts(specs, result.parts)
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
+        clock = Clock()
         begin_s = time.monotonic()
         try:
-            with self._meter.receiving():
+            with self._meter.receiving(header.payload_bytes):
                 tensors = read_tensors(
-                    channel.stream, specs, result.parts, deadline=Deadline(None), stall_s=STALL_S
+                    channel.stream,
+                    specs,
+                    result.parts,
+                    deadline=Deadline(None),
+                    stall_s=STALL_S,
+                    clock=clock,
                 )
         except CodecError as exc:
             error = exc
-        end_s = time.monotonic()
+        end_s = time.monotonic() - clock.decoding_s
         self._forget(header.request)
         if error is not None:
             request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
@@ -544,6 +572,10 @@ class Link:
                 self._settled.set()
 
     # -- shared ------------------------------------------------------------------------------
+
+    def _known(self, codecs: Mapping[str, str]) -> Mapping[str, str]:
+        table = self.server_table
+        return known_codecs(codecs, () if table is None else table.codec_ids) if codecs else codecs
 
     def _forget(self, number: int) -> Optional[Request]:
         with self._lock:

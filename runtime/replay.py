@@ -159,7 +159,9 @@ def _replayed(
     manifest = run.header.manifest
     return Replayed(
         seq=record.seq,
-        choice=decision_text(manifest, decision.cut, decision.plan),
+        choice=decision_text(
+            manifest, decision.cut, decision.plan, tuple(decision.codecs.items())
+        ),
         mode=mode_at(manifest, decision.cut, decision.plan),
         latency_s=latency_s,
         energy_j=energy_j,

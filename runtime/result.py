@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, Mapping, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
@@ -43,10 +43,12 @@ class Result:
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
         decision: What was decided, in which situation, and why.
-        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
+        lossy: Whether the outputs may differ from the model's: by a bounded division or a lossy
+            codec.
         energy_source: ``measured`` or ``modelled``.
         energy_modelled_j: The modelled energy in any case; none where nobody modelled it.
         energy_uncertainty_j: Bound on what sampling hides of a measured energy.
+        codecs: Names of the codecs by tensor, of those that had not their default one.
     """
 
     outputs: Dict[str, Array]
@@ -74,6 +76,7 @@ class Result:
     energy_source: str = "modelled"
     energy_modelled_j: Optional[float] = None
     energy_uncertainty_j: Optional[float] = None
+    codecs: Mapping[str, str] = field(default_factory=dict)
 
     def measured(self, energy: Optional[Energy]) -> Result:
         """Return it with what a sensor measured; as it is where nothing was measured."""
@@ -134,6 +137,7 @@ class Result:
             "energy_source": self.energy_source,
             "energy_modelled_j": round(self.modelled_j, 6),
             "energy_uncertainty_j": None if bound is None else round(bound, 6),
+            "codecs": dict(self.codecs),
         }
 
 

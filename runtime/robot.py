@@ -26,6 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
+import msgspec
+
+from calibration.codings import Coding, Codings, is_lossy_coding
 from calibration.energy import StatePower
 from calibration.objectives import (
     LATENCY,
@@ -40,11 +43,13 @@ from calibration.power_fit import load_power
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
+from engines.codecs import preload_codecs
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import is_lossy
 from engines.tensors import Array
+from runtime.codec_policy import open_policy
 from runtime.courses import Course
 from runtime.frames import taken_of
 from runtime.inflight import Frames
@@ -106,11 +111,16 @@ class Robot:
         constraints: What an inference may not do.
         allow_halo: Fewest rows of halo of the lossy plans that may be used
             (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
+        codec: What tensors are coded by on the link: ``auto`` for the best as measured, ``none``
+            for the default codecs, or a codec's name.
+        allow_lossy: Largest measured error at a cut of the lossy codecs that may be used there
+            (``calibration.quality``); none to use no lossy codec.
         measure_energy: Whether to use the device's power sensor, where it has one.
 
     Raises:
         BundleError: The bundle cannot be opened.
         EngineError: It cannot be loaded on the backend.
+        CodecError: No such codec, or a lossy one that is not allowed.
         ConnectError: The server has another bundle.
         RemoteProtocolError: What answers there is not a SplitRT server.
             (A server that cannot be reached is no error: the robot works alone and goes on
@@ -131,6 +141,8 @@ class Robot:
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
         allow_halo: Optional[int] = None,
+        codec: str = "auto",
+        allow_lossy: Optional[float] = None,
         measure_energy: bool = True,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
@@ -143,6 +155,7 @@ class Robot:
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut if selector is None else selector
+        self._policy = open_policy(codec, self.bundle, allow_lossy)
         self._halo = allow_halo
         self._selector = self._open_selector(self._selector_name)
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
@@ -171,9 +184,12 @@ class Robot:
                 self._table,
                 self._power,
                 least_halo=allow_halo,
+                policy=self._policy,
                 usable=self._stripes.usable,
             )
             if address is not None:
+                if self._table.codecs or self._policy.name != "auto":
+                    preload_codecs()
                 self._connect(*address)
         except BaseException:
             self.close()
@@ -371,7 +387,17 @@ class Robot:
             why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
             if why_not:
                 decision = self._without_plan(selector, decision, situation, why_not)
+        if decision.prediction is None and self._policy.name not in ("auto", "none"):
+            decision = replace(decision, coding=self._named_coding(decision))
         return replace(decision, situation=situation)
+
+    def _named_coding(self, decision: Decision) -> Coding:
+        """Return the codec that was asked for, where nothing is predicted yet."""
+        server = None if self.link is None else self.link.server_table
+        offer = None if server is None else self._policy.offer(self._table, server)
+        if offer is None:
+            return ()
+        return Codings(self.bundle.manifest, offer).proposals(decision.cut, decision.plan)[0]
 
     def _without_plan(
         self, selector: Selector, decision: Decision, situation: Situation, why_not: str
@@ -467,6 +493,7 @@ class Robot:
             link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimate
+        codecs = decision.codecs if course.stripes else {}
         return Result(
             outputs=outputs,
             seq=number,
@@ -489,7 +516,9 @@ class Robot:
             sending_s=course.sending_s,
             age_s=age_s,
             decision=decision,
-            lossy=answer is not None and is_lossy(decision.plan),
+            lossy=answer is not None
+            and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
+            codecs=codecs,
         )
 
     def _connect(self, host: str, port: int) -> None:
@@ -498,7 +527,7 @@ class Robot:
             port,
             manifest=self.bundle.manifest,
             digest=self.bundle.digest,
-            table=self._table,
+            table=msgspec.structs.replace(self._table, codecs=()),  # the server does not choose
         )
         if not link.wait_settled(_CONNECT_S):
             fatal = link.fatal

@@ -109,7 +109,7 @@ class TestInfer:
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
                 "age_ms", "prediction_error", "objective", "predicted_hz", "lossy",
-                "energy_source", "energy_modelled_j", "energy_uncertainty_j",
+                "energy_source", "energy_modelled_j", "energy_uncertainty_j", "codecs",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name

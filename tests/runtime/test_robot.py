@@ -165,7 +165,7 @@ class TestWithAServer:
         assert list(record)[12:] == [
             "predicted_ms", "reason", "mode", "plan", "stripes", "sending_ms", "age_ms",
             "prediction_error", "objective", "predicted_hz", "lossy",
-            "energy_source", "energy_modelled_j", "energy_uncertainty_j",
+            "energy_source", "energy_modelled_j", "energy_uncertainty_j", "codecs",
         ]  # fmt: skip
         assert record["goodput_mbps"] is not None, "the probe told it"
 
