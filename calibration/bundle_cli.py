@@ -1,4 +1,4 @@
-"""``split-bundle``: look into a bundle, and verify it."""
+"""``split-bundle``: look into a bundle, calibrate and verify it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from calibration.calibrate_cli import calibrate_bundle
+from calibration.collect import PERCENTILE
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
 from calibration.modes import bounded_text
 from calibration.plans_cli import plan_record, print_plans
+from calibration.quality_cli import QualityOptions, quality_options, verify_quality
 from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
 from engines.backend import open_backend
@@ -32,7 +35,7 @@ __all__ = ["main"]
 @click.group()
 @click.version_option(package_name="splitrt")
 def main() -> None:
-    """Inspect, report on and verify a compiled bundle."""
+    """Inspect, calibrate, verify and report on a compiled bundle."""
 
 
 @main.command()
@@ -63,13 +66,55 @@ def inspect(bundle: str, cut_id: Optional[str], target: Optional[str], as_json: 
 @main.command()
 @click.argument("bundle")
 @click.option("--backend", default="ort", show_default=True)
+@quality_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @command_options
-def verify(bundle: str, backend: str, as_json: bool) -> None:
-    """Replay the parity vectors through every cut; exit 1 if any error is over tolerance."""
-    with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
-        ok = print_parity(program, as_json=as_json)
+def verify(bundle: str, backend: str, as_json: bool, **quality: Any) -> None:
+    """Replay the parity vectors through every cut; exit 1 if any error is over tolerance.
+
+    With --data: run DATA through every cut and codec instead, and compare the results with those
+    of the float32 model; exit 1 if any error is above --limit. DATA is as `calibrate` takes it.
+    """
+    options = QualityOptions(**quality)
+    opened = Bundle.open(bundle)
+    if options.data is not None:
+        ok = verify_quality(opened, options, backend=backend, as_json=as_json)
+    else:
+        options.check_alone()
+        with Program(opened, open_backend(backend), fuse=False) as program:
+            ok = print_parity(program, as_json=as_json)
     sys.exit(0 if ok else 1)
+
+
+@main.command()
+@click.argument("bundle")
+@click.argument("data")
+@click.option("--backend", default="ort", show_default=True)
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="The first N of the data.")
+@click.option(
+    "--percentile",
+    type=click.FloatRange(50, 100, min_open=True),
+    default=PERCENTILE,
+    show_default=True,
+    help="Share of the values, in percent, within the percentile thresholds.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@command_options
+def calibrate(
+    bundle: str,
+    data: str,
+    backend: str,
+    samples: Optional[int],
+    percentile: float,
+    as_json: bool,
+) -> None:
+    """Measure which values cross the cuts of BUNDLE, over DATA; keep that in its device folder.
+
+    DATA is a folder of images, an .npz file of arrays by input name, a dimension of samples in
+    front, or module:name of an iterable or of a function that returns one.
+    """
+    with Program(Bundle.open(bundle), open_backend(backend), fuse=False) as program:
+        calibrate_bundle(program, data, most=samples, percentile=percentile, as_json=as_json)
 
 
 @main.command()

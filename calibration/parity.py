@@ -13,6 +13,7 @@ from engines.program import Program
 from engines.tensors import Array, TensorSpec
 
 __all__ = [
+    "QUANTISED",
     "TOLERANCE",
     "CutParity",
     "error_of",
@@ -34,6 +35,14 @@ float32: a chain of segments differs from the whole graph by the order of summat
 to 1e-5 was measured. float16 has 11 significant bits and sums grow the rounding. Integers and
 booleans: the share of values that differ. An arg max, or a comparison with a threshold, over
 millions of values meets near ties that rounding decides; of fewer than 100 000 values none may.
+"""
+
+
+QUANTISED = 2e-2
+"""The same for graphs of 8-bit operators, against the graph itself as it is written.
+
+Rounding decides near ties between two codes, and a code is 1/127 of its tensor's range; further
+operators hand it on. Of codes, as of integers, the share that differs.
 """
 
 

@@ -31,6 +31,10 @@ _MEMORY_SHARE = 0.7
 """Shares of the peaks that convolutional networks of batch 1 reach. Assumed."""
 
 
+_INT8_TIMES_FP16 = 2
+"""Peak of int8 beside that of float16, as on tensor cores since Turing. Assumed."""
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device as its maker describes it.
 
@@ -95,9 +99,13 @@ def operator_s(device: Device, *, flops: int, moved_bytes: int, precision: str =
         device: Where it runs.
         flops: Floating-point operations.
         moved_bytes: Inputs, weights and outputs, in bytes.
-        precision: ``fp32`` or ``fp16``.
+        precision: ``fp32``, ``fp16`` or ``int8``.
     """
-    peaks: Dict[str, float] = {"fp32": device.fp32_tflops, "fp16": device.fp16_tflops}
+    peaks: Dict[str, float] = {
+        "fp32": device.fp32_tflops,
+        "fp16": device.fp16_tflops,
+        "int8": _INT8_TIMES_FP16 * device.fp16_tflops,
+    }
     compute_s = flops / (peaks[precision] * 1e12 * _COMPUTE_SHARE)
     memory_s = moved_bytes / (device.memory_gb_per_s * 1e9 * _MEMORY_SHARE)
     return device.launch_us * 1e-6 + max(compute_s, memory_s)

@@ -14,10 +14,15 @@ import msgspec
 import onnx
 import onnx_ir as ir
 
-from calibration.parity import TOLERANCE, seeded_inputs
+from calibration.collect import no_progress
+from calibration.parity import QUANTISED, TOLERANCE, seeded_inputs
+from calibration.ranges import RANGES_FILE, Ranges, write_ranges
+from calibration.samples import Samples, open_samples
 from compiler.cuts import Boundaries
 from compiler.graph import ValueGraph, Values
 from compiler.images import ImageSpec
+from compiler.int8 import Quantised, quantise_model
+from compiler.options import Int8Options
 from compiler.passes import run_passes
 from compiler.passes.half import convert_to_half
 from compiler.passes.provenance import strip_provenance
@@ -31,7 +36,16 @@ from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity, Target
 from engines.stripes import Striping
 from engines.tensors import DTYPES, Array, TensorSpec
 
-__all__ = ["Prepared", "compared", "draft", "finish", "parity_inputs", "prepare", "proved"]
+__all__ = [
+    "Prepared",
+    "compared",
+    "draft",
+    "finish",
+    "parity_inputs",
+    "prepare",
+    "proved",
+    "with_ranges",
+]
 
 _EXACT_FOLDER = "exact"
 """Where the float32 graph lies until the proof has run it."""
@@ -59,7 +73,9 @@ class Prepared:
         images: Inputs that take raw pixels.
         floats: Name and dtype of the normalised value of each of them.
         example: The user's arrays by input, where given; raw pixels for images.
-        exact: The graph in float32, where ``model`` is its conversion to float16.
+        exact: The graph in float32, where ``model`` is its conversion.
+        quantised: How it was quantised; none where it was not.
+        data: The user's calibration data; none where there is none.
     """
 
     model: onnx.ModelProto
@@ -70,6 +86,15 @@ class Prepared:
     floats: Mapping[str, tuple[str, str]]
     example: Mapping[str, Array] | None
     exact: Exact | None = None
+    quantised: Quantised | None = None
+    data: Samples | None = None
+
+    @property
+    def precision(self) -> str:
+        """What the model computes in."""
+        if self.exact is None:
+            return _precision(self.model)
+        return "fp16" if self.quantised is None else "int8"
 
     def drop_exact(self) -> None:
         """Remove the float32 graph and its weights, which are no part of the bundle."""
@@ -90,6 +115,10 @@ def prepare(
     opset: int = 18,
     half: bool = False,
     islands: Sequence[str] = (),
+    calibrate: str | None = None,
+    samples: int | None = None,
+    int8: Int8Options | None = None,
+    progress: Callable[[int, int], None] = no_progress,
 ) -> Prepared:
     """Run the passes, and write graph and weights into ``folder``.
 
@@ -101,9 +130,14 @@ def prepare(
         opset: The opset asked for; 17 is lowered from 18.
         half: Whether to convert the graph to float16.
         islands: Nodes and modules that stay in float32 then.
+        calibrate: DATA as ``calibration.samples`` takes it.
+        samples: Most samples of it to use.
+        int8: How to quantise; none to leave it.
+        progress: Called with (steps done, steps in all) while quantising.
 
     Raises:
         TraceError: The graph or ``images`` cannot be used.
+        SourceError: The data cannot be used.
         EmitError: The graph cannot be lowered.
     """
     passed = run_passes(
@@ -115,13 +149,25 @@ def prepare(
         fold=traced.fold,
         opset=opset,
     )
-    exact = None
-    if half:
-        before = _save(traced.model, folder / _EXACT_FOLDER)
-        aliases = convert_to_half(traced.model, passed.paths, islands)
-        exact = Exact(before, (folder / _EXACT_FOLDER / GRAPH_FILE).parent, aliases)
-    model = _save(traced.model, folder)
     inputs = tuple(_input_spec(value) for value in traced.model.graph.inputs)
+    data = None
+    if calibrate is not None:
+        data = open_samples(calibrate, inputs, {i.name: i.image_layout for i in images})
+        data = data if samples is None else data.first(samples)
+    exact, quantised = None, None
+    if half or int8 is not None:
+        before = _save(traced.model, folder / _EXACT_FOLDER)
+        file = folder / _EXACT_FOLDER / GRAPH_FILE
+        if int8 is not None:
+            assert data is not None, "quantising takes data"
+            quantised = quantise_model(
+                traced.model, passed.paths, file, data, int8, progress=progress
+            )
+            aliases = quantised.names.aliases
+        else:
+            aliases = convert_to_half(traced.model, passed.paths, islands)
+        exact = Exact(before, file.parent, aliases)
+    model = _save(traced.model, folder)
     # The exporter's rewrite rules remember the last graph they matched: let the weights go.
     for value in traced.model.graph.initializers.values():
         value.const_value = None
@@ -136,6 +182,8 @@ def prepare(
         floats=passed.floats,
         example=example,
         exact=exact,
+        quantised=quantised,
+        data=data,
     )
 
 
@@ -174,12 +222,15 @@ def _input_spec(value: ir.Value) -> TensorSpec:
 def parity_inputs(prepared: Prepared, seed: int, *, fresh: bool = False) -> dict[str, Array]:
     """Return the user's example, or seeded inputs; seeded ones in any case where ``fresh``.
 
+    Without an example a quantised model gets the first sample of its data: it is made for such.
     An image input of which the example has no raw pixels is seeded too.
 
     Raises:
         TraceError: The example does not fit the inputs.
     """
     drawn = seeded_inputs(prepared.inputs, seed)
+    if prepared.example is None and prepared.quantised is not None and not fresh:
+        return dict(prepared.quantised.first)
     if prepared.example is None or fresh:
         return drawn
     images = {image.name for image in prepared.images}
@@ -227,7 +278,7 @@ def draft(
         model_digest=_model_digest(folder, weights),
         producer=_producer(),
         opset=int(opset),
-        precision=_precision(prepared.model) if prepared.exact is None else "fp16",
+        precision=prepared.precision,
         graph=GRAPH_FILE,
         weights=weights,
         inputs=prepared.inputs,
@@ -242,13 +293,26 @@ def draft(
         parity=Parity(
             file=PARITY_FILE,
             seed=seed,
-            tolerance=_tolerance(values, labels=prepared.exact is not None),
+            tolerance=_tolerance(
+                values,
+                labels=prepared.exact is not None,
+                quantised=prepared.quantised is not None,
+            ),
             max_error=0.0,
             compared_with=expected.reference,
         ),
         files=files,
         striping=striping,
+        quantisation=None if prepared.quantised is None else prepared.quantised.record,
     )
+
+
+def with_ranges(folder: Path, draft: Manifest, ranges: Ranges) -> Manifest:
+    """Write the ranges of what crosses, and add their file to a draft."""
+    path = folder / RANGES_FILE
+    write_ranges(path, ranges)
+    files = {**draft.files, RANGES_FILE: FileEntry(bytes=path.stat().st_size, sha256="")}
+    return msgspec.structs.replace(draft, files=files, ranges=RANGES_FILE)
 
 
 def proved(draft: Manifest, max_error: float, targets: Mapping[str, Target]) -> Manifest:
@@ -288,7 +352,7 @@ def _precision(model: onnx.ModelProto) -> str:
     return {"float": "float32", "double": "float64"}.get(most, most)
 
 
-def _tolerance(values: Values, *, labels: bool) -> dict[str, float]:
+def _tolerance(values: Values, *, labels: bool, quantised: bool = False) -> dict[str, float]:
     """Return the tolerance by dtype, no finer than that of the coarsest type in the graph.
 
     What was computed in float16 on the way is as coarse as float16, whatever its own dtype, and
@@ -297,9 +361,11 @@ def _tolerance(values: Values, *, labels: bool) -> dict[str, float]:
     Args:
         values: What the graph computes.
         labels: Whether integers are as coarse: the reference computed them in float32.
+        quantised: Whether codes of 8 bits were computed on the way.
     """
     floats = {s.dtype for s in values.specs.values() if s.dtype.startswith("float")}
     coarsest = max((TOLERANCE[dtype] for dtype in floats), default=0.0)
+    coarsest = max(coarsest, QUANTISED) if quantised else coarsest
     return {
         k: v if k == "integer" and not labels else max(v, coarsest) for k, v in TOLERANCE.items()
     }

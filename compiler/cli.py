@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
+from calibration.ranges import METHODS
 from compiler.images import parse_image
 from compiler.inputs import parse_input
-from compiler.options import THIS, parse_halos, parse_size
+from compiler.options import MAX_ERROR, THIS, parse_halos, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
 from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
@@ -121,13 +122,37 @@ __all__ = ["main"]
     type=click.Choice(PRECISIONS),
     default=PRECISIONS[0],
     show_default=True,
-    help="fp16: convert to float16; inputs and outputs keep their dtypes.",
+    help="fp16: convert to float16; int8: quantise convolutions and matrix products by "
+    "--calibrate. Inputs and outputs keep their dtypes.",
 )
 @click.option(
     "--fp32",
     multiple=True,
     metavar="NODE|MODULE",
-    help="With --precision fp16: this node, or all of this module, stays in float32. Repeatable.",
+    help="With fp16 or int8: this node, or all of this module, stays in float32. Repeatable.",
+)
+@click.option(
+    "--calibrate",
+    metavar="DATA",
+    help="Measure what values cross the cuts: a folder of images, an .npz file of arrays with a "
+    "dimension of samples in front, or module:name of an iterable.",
+)
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="The first N of the data.")
+@click.option(
+    "--ranges",
+    type=click.Choice(METHODS),
+    default="mse",
+    show_default=True,
+    help="With int8: how far a tensor's codes reach: to its largest value, to all but 0.01% of "
+    "its values, or as far as has the least squared error.",
+)
+@click.option(
+    "--max-int8-error",
+    type=click.FloatRange(0, 1),
+    default=MAX_ERROR,
+    show_default=True,
+    help="With int8: largest mean of 1 - cosine against float32 over the data; sensitive nodes "
+    "stay in float32 to keep it.",
 )
 @click.option(
     "--builder",
@@ -164,6 +189,10 @@ def main(
     halves: str,
     precision: str,
     fp32: tuple[str, ...],
+    calibrate: str | None,
+    samples: int | None,
+    ranges: str,
+    max_int8_error: float,
     builder: str,
     as_json: bool,
 ) -> None:
@@ -196,6 +225,10 @@ def main(
         halves=halves,
         precision=precision,
         fp32=fp32,
+        calibrate=calibrate,
+        samples=samples,
+        ranges=ranges,
+        max_int8_error=max_int8_error,
         builder=builder,
     )
     _, report = compile_model(model, out, options=options, progress=progress_bar)

@@ -94,7 +94,7 @@ def side_costs(
         graph: The value graph.
         order: Its nodes that are not free.
         here: Measures every operator on this machine; called for ``this`` only.
-        precision: ``fp32`` or ``fp16``: which peak of a device a roofline takes.
+        precision: ``fp32``, ``fp16`` or ``int8``: which peak of a device a roofline takes.
 
     Raises:
         SplitError: No such device, or a table of another model.
@@ -189,9 +189,14 @@ def _roofline(
 ) -> NDArray[np.float64]:
     specs = graph.values.specs
     seconds = np.zeros(len(order))
+    decoded = {n for node in graph.nodes if node.op == "DequantizeLinear" for n in node.outputs}
     for place, node in enumerate(order):
-        around = [specs.get(name) for name in (*node.inputs, *node.outputs)]
+        if precision == "int8" and node.op in ("QuantizeLinear", "DequantizeLinear"):
+            continue  # fused into what it stands beside
+        around = [specs.get(name) for name in (*node.inputs, *node.outputs) if name not in decoded]
         moved = sum(spec.nbytes for spec in around if spec is not None)
+        codes = [specs.get(name) for name in (*node.inputs, *node.outputs) if name in decoded]
+        moved += sum(spec.size for spec in codes if spec is not None)
         moved += sum(graph.weight_bytes.get(name, 0) for name in node.initialisers)
         seconds[place] = operator_s(
             device, flops=node.flops, moved_bytes=moved, precision=precision

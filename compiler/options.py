@@ -1,4 +1,4 @@
-"""Which cuts a bundle is to keep: checked before anything heavy is imported."""
+"""Which cuts to keep and how to quantise: checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engines.errors import CutError
+from calibration.ranges import METHODS
+from engines.errors import CutError, TraceError
 
-__all__ = ["THIS", "CutOptions", "parse_halos", "parse_size"]
+__all__ = ["MAX_ERROR", "THIS", "CutOptions", "Int8Options", "parse_halos", "parse_size"]
 
 THIS = "this"
 """Device that stands for the machine that compiles."""
+
+MAX_ERROR = 0.005
+"""Largest mean of 1 - cosine that needs no node left in float32."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -47,6 +51,29 @@ class CutOptions:
     def most(self) -> int | None:
         """Most cuts to keep, the ends among them; none for no limit."""
         return int(self.cuts) if self.cuts.isdecimal() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Int8Options:
+    """How to quantise.
+
+    Attributes:
+        method: How thresholds are chosen, one of :data:`calibration.ranges.METHODS`.
+        max_error: Mean of 1 - cosine above which sensitive nodes stay in float32.
+        islands: Nodes, tensors or module paths that stay in float32 in any case.
+    """
+
+    method: str = "mse"
+    max_error: float = MAX_ERROR
+    islands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise TraceError(
+                f"--ranges: expected one of {', '.join(METHODS)}, given {self.method!r}"
+            )
+        if not 0 <= self.max_error <= 1:
+            raise TraceError(f"--max-int8-error: expected 0 to 1, given {self.max_error}")
 
 
 def parse_size(text: str) -> int:

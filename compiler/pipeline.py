@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from calibration.collect import calibrate_cuts
 from calibration.energy import StatePower
 from calibration.report import render_report
 from compiler.images import ImageSpec, split_pixels
 from compiler.inputs import InputSpec, load_example
-from compiler.options import CutOptions
+from compiler.options import MAX_ERROR, CutOptions, Int8Options
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
 from compiler.target_specs import (
@@ -33,10 +34,12 @@ from compiler.target_specs import (
     TargetSpec,
     parse_target,
 )
+from engines.backend import open_backend
 from engines.bundle import Bundle, new_bundle
 from engines.errors import TraceError
 from engines.halves import HALVES
 from engines.manifest import Estimate
+from engines.program import Program
 from engines.tensors import Array
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from calibration.ranges import Ranges
     from compiler.assemble import Prepared
     from compiler.cuts import Boundaries
     from compiler.graph import ValueGraph
@@ -61,13 +65,16 @@ logger = logging.getLogger(__name__)
 STRIPES = ("auto", "none")
 """Whether a bundle gets striped forms: wherever they can be had, or nowhere."""
 
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 """What a model can be converted to; ``fp32`` is the model as it is given."""
 
 REPORT_FILE = "report.html"
 """The page for people; nothing else reads it."""
 
-STAGES = ("load", "trace", "export", "passes", "cuts", "emit", "proof", "plans", "report", "write")
+STAGES = (
+    *("load", "trace", "export", "passes", "cuts", "emit", "proof", "calibrate", "plans"),
+    *("report", "write"),
+)
 """Stages in the order of a report."""
 
 DEFAULT_OPSET = 18
@@ -107,8 +114,15 @@ class CompileOptions:
         halves: Fused halves that get plans beside the segments: ``auto`` for the likely ones,
             ``none`` or ``all``.
         precision: One of :data:`PRECISIONS`: ``fp32`` leaves the model as it is, ``fp16``
-            converts it to float16 between its inputs and outputs.
+            converts it to float16 between its inputs and outputs, ``int8`` quantises
+            convolutions and matrix products.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
+        calibrate: DATA (see ``calibration.samples``): the ranges of what crosses are measured
+            over it, and ``int8`` quantises by it.
+        samples: Most samples of it to use.
+        ranges: How ``int8`` chooses thresholds: ``minmax``, ``percentile`` or ``mse``.
+        max_int8_error: Mean of 1 - cosine that ``int8`` may cost; sensitive nodes stay in float32
+            to keep it.
         stripes: One of :data:`STRIPES`.
         halo: Rows of halo for which heads are also divided in two by leaving rows further away
             out of account. Lossy: used only where the runtime is told to. Empty for none.
@@ -135,6 +149,10 @@ class CompileOptions:
     halves: str = "auto"
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
+    calibrate: str | None = None
+    samples: int | None = None
+    ranges: str = "mse"
+    max_int8_error: float = MAX_ERROR
     stripes: str = "auto"
     halo: tuple[int, ...] = ()
     builder: str = BUILDERS[0]
@@ -165,11 +183,24 @@ class CompileOptions:
             raise TraceError(f"--halo: expected rows from 0, given {min(self.halo)}")
         if self.halo and self.stripes == "none":
             raise TraceError("--halo: expected with --stripes auto, given with --stripes none")
-        if self.fp32 and self.precision != "fp16":
-            raise TraceError("--fp32: expected with --precision fp16, given without it")
+        if self.fp32 and self.precision == "fp32":
+            raise TraceError("--fp32: expected with --precision fp16 or int8, given without it")
+        self._check_calibration()
         self._check_builder()
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
             raise TraceError(f"--name: expected a plain name, given {self.name!r}")
+
+    def _check_calibration(self) -> None:
+        _ = self.int8_options  # checks them
+        if self.precision == "int8" and self.calibrate is None:
+            raise TraceError(
+                "--precision int8: expected --calibrate DATA (a folder of images, an .npz file or "
+                "module:name), given none; some 30 to 500 inputs like those to come"
+            )
+        if self.samples is not None and self.samples < 1:
+            raise TraceError(f"--samples: expected 1 or more, given {self.samples}")
+        if self.samples is not None and self.calibrate is None:
+            raise TraceError("--samples: expected with --calibrate, given without it")
 
     def _check_builder(self) -> None:
         if self.builder not in BUILDERS:
@@ -210,6 +241,11 @@ class CompileOptions:
     def target_specs(self) -> tuple[TargetSpec, ...]:
         """The targets, read."""
         return tuple(parse_target(text) for text in self.targets)
+
+    @property
+    def int8_options(self) -> Int8Options:
+        """How to quantise."""
+        return Int8Options(method=self.ranges, max_error=self.max_int8_error, islands=self.fp32)
 
     @property
     def cut_options(self) -> CutOptions:
@@ -291,7 +327,8 @@ def compile_model(
             traced = trace(source, trace_options)
             del source  # with the next two `del`: the weights are in memory once at a time
         clock.seconds.update(traced.seconds)
-        with clock("passes"), progress("writing the weights"):
+        title = "quantising" if options.precision == "int8" else "writing the weights"
+        with clock("passes"), progress(title) as advance:
             reference = traced.reference
             fx = _fx_program(traced, options)
             prepared = assemble.prepare(
@@ -302,6 +339,10 @@ def compile_model(
                 opset=options.graph_opset,
                 half=options.precision == "fp16",
                 islands=options.fp32,
+                calibrate=options.calibrate,
+                samples=options.samples,
+                int8=options.int8_options if options.precision == "int8" else None,
+                progress=advance,
             )
             del traced
         with clock("cuts"), progress("finding cuts") as advance:
@@ -420,6 +461,13 @@ def _write(
                 progress=advance,
             )
     with clock("proof"), progress("proving segments") as advance:
+        if prepared.quantised is not None:
+            from compiler.quantised_proof import prove_quantised
+
+            # What engines must give from here on is what the quantised graph says.
+            expected = prove_quantised(
+                prepared.model, prepared.folder, found.graph, expected, prepared.quantised
+            )
         proof.write_parity(folder, expected)
         draft = assemble.draft(
             name,
@@ -434,13 +482,18 @@ def _write(
             striping,
         )
         error = 0.0
-        if prepared.exact is not None:
+        if prepared.exact is not None and prepared.quantised is None:
             error = rounding.prove_rounded(
                 prepared.model, prepared.folder, found.graph, expected, draft.parity.tolerance
             )
         error = max(error, proof.prove(Bundle(folder, draft, ""), expected, progress=advance))
         striping = measure_bounded(Bundle(folder, draft, ""), found.inputs)
         draft = msgspec.structs.replace(draft, striping=striping)
+    if prepared.data is not None:
+        with clock("calibrate"), progress("calibrating") as advance:
+            draft = assemble.with_ranges(
+                folder, draft, _cut_ranges(folder, draft, prepared, advance)
+            )
     with clock("plans"), progress("building plans") as advance:
         from compiler.targets import build_targets
 
@@ -459,6 +512,21 @@ def _write(
         (folder / REPORT_FILE).write_text(page, encoding="utf-8")
     with clock("write"):
         return assemble.finish(folder, manifest, finish)
+
+
+def _cut_ranges(
+    folder: Path, draft: Manifest, prepared: Prepared, advance: Callable[[int, int], None]
+) -> Ranges:
+    """Run the segments over the user's data."""
+    assert prepared.data is not None, "no data"
+    with Program(Bundle(folder, draft, ""), open_backend("ort"), fuse=False) as program:
+        ranges = calibrate_cuts(
+            program, prepared.data, progress=lambda done, total: advance(done, total or done)
+        )
+    if prepared.quantised is None:  # which has said so of the same data already
+        for warning in ranges.warnings:
+            logger.warning("--calibrate: %s", warning)
+    return ranges
 
 
 def _fx_program(traced: Traced, options: CompileOptions) -> torch.export.ExportedProgram | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from calibration.modes import bounded_text
 from engines.bundle import Bundle
-from engines.manifest import Manifest
+from engines.manifest import Manifest, Quantisation
 from engines.stripes import BoundedCut
 from engines.tensors import TensorSpec
 
@@ -60,6 +60,9 @@ class Report:
             "bundle_bytes": self.bundle_bytes,
             "precision": manifest.precision,
             "max_error": self.max_error,
+            "quantisation": None
+            if manifest.quantisation is None
+            else _plain(manifest.quantisation),
             "bounded": [_plain(bounded) for bounded in _bounded(manifest)],
         }
 
@@ -90,6 +93,8 @@ class Report:
             ("written to", str(self.bundle)),
             ("next", f"runtime infer {self.bundle} --source random:10"),
         ]
+        if manifest.quantisation is not None:
+            rows.insert(-4, ("int8", _quantised(manifest.quantisation)))
         width = max(len(label) for label, _ in rows) + 2
         return "\n".join(f"{label:<{width}}{text}" for label, text in rows)
 
@@ -104,6 +109,17 @@ def make_report(bundle: Bundle, where: Path, seconds: Mapping[str, float]) -> Re
     weights = files[bundle.manifest.weights].bytes if bundle.manifest.weights else 0
     size = sum(entry.bytes for entry in files.values())
     return Report(where, bundle.manifest, dict(seconds), weights, size)
+
+
+def _quantised(done: Quantisation) -> str:
+    """Say what was quantised, at what cost."""
+    total = len(done.quantised) + len(done.kept)
+    names = ", ".join(sorted(done.kept, key=lambda name: -done.kept[name])[:4])
+    kept = f"; in float32: {names}{', ...' if len(done.kept) > 4 else ''}" if names else ""
+    return (
+        f"{len(done.quantised)} of {total} nodes in int8 by {done.samples} samples, 1 - cosine "
+        f"{done.error:.2g} to float32{kept}"
+    )
 
 
 def _plain(record: msgspec.Struct) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from compiler.quiet import one_line
 from engines.errors import EmitError
 from engines.tensors import DTYPES, Array, TensorSpec
 
-__all__ = ["measure_values", "plain_session", "run_whole"]
+__all__ = ["WholeRun", "measure_values", "plain_session", "run_whole"]
 
 _FATAL_ONLY = 4
 """ONNX Runtime severity: what it would log as an error is raised as well."""
@@ -46,6 +46,55 @@ def run_whole(
     except Exception as exc:  # ONNX Runtime has no common base class for its errors
         raise EmitError(f"ONNX Runtime cannot run the exported graph: {one_line(exc)}") from exc
     return {name: np.asarray(value) for name, value in zip(names, values)}
+
+
+class WholeRun:
+    """A model opened once, to be run on many inputs; Q/DQ pairs are computed as they are written.
+
+    Args:
+        model: The graph, its weights not loaded.
+        folder: Where its weights file lies.
+        names: Values to give beside the outputs.
+
+    Raises:
+        EmitError: ONNX Runtime refuses it.
+    """
+
+    def __init__(self, model: ModelProto, folder: Path, names: Collection[str] = ()) -> None:
+        shown = ModelProto()
+        shown.CopyFrom(model)
+        known = [value.name for value in shown.graph.output]
+        inputs = {value.name for value in shown.graph.input}
+        more = [name for name in names if name not in known and name not in inputs]
+        shown.graph.output.extend(ValueInfoProto(name=name) for name in more)
+        self._names = known + more
+        self._passed = [name for name in names if name in inputs]
+        options: Any = onnxruntime.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(folder)
+        )
+        providers = ["CPUExecutionProvider"]
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                shown.SerializeToString(), options, providers=providers
+            )
+        except Exception as exc:  # ONNX Runtime has no common base class for its errors
+            raise EmitError(f"ONNX Runtime cannot open the graph: {one_line(exc)}") from exc
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one inference.
+
+        Raises:
+            EmitError: ONNX Runtime fails.
+        """
+        try:
+            values = self._session.run(self._names, dict(inputs))
+        except Exception as exc:  # ONNX Runtime has no common base class for its errors
+            raise EmitError(f"ONNX Runtime cannot run the graph: {one_line(exc)}") from exc
+        found = {name: np.asarray(value) for name, value in zip(self._names, values)}
+        return {**found, **{name: inputs[name] for name in self._passed}}
 
 
 def plain_session(model: str | bytes, folder: Path | None = None) -> Any:

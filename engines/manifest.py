@@ -23,6 +23,7 @@ __all__ = [
     "ImageLayout",
     "Manifest",
     "Parity",
+    "Quantisation",
     "Rejection",
     "Segment",
     "Target",
@@ -176,6 +177,27 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     halves: Tuple[str, ...] = ()
 
 
+class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
+    """How a graph of 8-bit operators came about.
+
+    Attributes:
+        method: How thresholds were chosen: ``minmax``, ``percentile`` or ``mse``.
+        data: SHA-256 of the calibration data (see ``calibration.samples``).
+        samples: How many samples it has.
+        quantised: Nodes that compute in 8 bits.
+        kept: Nodes that do not, though they could, each with what quantising it alone costs: the
+            mean of 1 - cosine over outputs and samples.
+        error: The same of the graph as it is, against the float32 model.
+    """
+
+    method: str
+    data: str
+    samples: int
+    quantised: Tuple[str, ...]
+    kept: Dict[str, float]
+    error: float
+
+
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A file's size in bytes and its SHA-256 in hex."""
 
@@ -192,7 +214,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         model_digest: SHA-256 over the whole graph's file and the weights file.
         producer: Versions of what compiled the bundle.
         opset: ONNX opset of every graph.
-        precision: Type that the model computes in; ``fp16`` where it was converted to float16.
+        precision: Type that the model computes in; ``fp16`` where it was converted to float16,
+            ``int8`` where it was quantised.
         graph: ONNX file of the whole model.
         weights: The one weights file, empty where the model has none to share.
         inputs: The model's inputs.
@@ -207,6 +230,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         parity: Parity vectors.
         striping: The striped forms of the segments; none where nothing can be striped.
         files: Every file of the bundle but the manifest itself, by path.
+        ranges: File with the ranges of what crosses (``calibration.ranges``); empty where the
+            bundle was compiled without ``--calibrate``.
+        quantisation: How the graph was quantised; none where it was not.
     """
 
     spec: int
@@ -229,6 +255,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parity: Parity
     files: Dict[str, FileEntry]
     striping: Optional[Striping] = None
+    ranges: str = ""
+    quantisation: Optional[Quantisation] = None
 
     def __post_init__(self) -> None:
         for complaint in _complaints(self):
@@ -296,7 +324,7 @@ def _complaints(manifest: Manifest) -> List[str]:
         if segment.index != place:
             wrong.append(f"segment {segment.index} lies at {place}")
     named = [manifest.graph, manifest.parity.file]
-    named += [manifest.weights] if manifest.weights else []
+    named += [name for name in (manifest.weights, manifest.ranges) if name]
     named += [s.file for s in manifest.segments]
     named += [f for c in manifest.cuts for f in (c.head, c.tail) if f is not None]
     named += [] if manifest.striping is None else manifest.striping.files()

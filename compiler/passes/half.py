@@ -15,7 +15,6 @@ type, and nothing else is new.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -24,9 +23,9 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from engines.errors import TraceError
+from compiler.passes.islands import named_nodes
 
-__all__ = ["LARGEST", "convert_to_half"]
+__all__ = ["LARGEST", "convert_to_half", "infer_types"]
 
 LARGEST = float(np.finfo(np.float16).max)
 """Largest finite float16: 65504."""
@@ -68,11 +67,12 @@ def convert_to_half(
     Raises:
         TraceError: No such node or module as ``islands`` names.
     """
-    _infer_types(model)
+    infer_types(model)
     return _Conversion(model, paths, islands).run()
 
 
-def _infer_types(model: ir.Model) -> None:
+def infer_types(model: ir.Model) -> None:
+    """Infer the types of values that have none."""
     values = [value for node in model.graph for value in node.outputs]
     if any(value.name and value.type is None for value in values):
         ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
@@ -102,7 +102,7 @@ class _Conversion:
         self._taken.update(self._graph.initializers)
         for node in ir.traversal.RecursiveGraphIterator(self._graph):
             self._taken |= {node.name, *(output.name for output in node.outputs)}
-        self._kept = self._named(islands)
+        self._kept = named_nodes(self._nodes, paths, islands)
         self._kept |= {node for node in self._nodes if self._unfit(node)}
         self._kept |= self._quantised()
         self._kept |= self._oversized()
@@ -122,28 +122,6 @@ class _Conversion:
             if value.dtype == _FLOAT or value in self._narrowed:
                 self._connect(value, takes)
         return self._aliases
-
-    def _named(self, islands: Sequence[str]) -> set[ir.Node]:
-        named: set[ir.Node] = set()
-        known: dict[str, list[ir.Node]] = {}
-        for node in self._nodes:
-            names = {node.name or "", *(value.name or "" for value in node.outputs)}
-            for path in [self._paths.get(value.name or "", "") for value in node.outputs]:
-                parts = path.split(".")
-                names |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-            for name in names:
-                known.setdefault(name, []).append(node)
-        known.pop("", None)
-        wrong = []
-        for island in islands:
-            named.update(known.get(island, ()))
-            if island not in known:
-                near = difflib.get_close_matches(island, known, n=3, cutoff=0.3)
-                near = near or sorted(known)[:3]
-                wrong.append(f"{island!r} (did you mean {', '.join(near)}?)")
-        if wrong:
-            raise TraceError(f"--fp32: no such node, tensor or module: {'; '.join(wrong)}")
-        return named
 
     def _unfit(self, node: ir.Node) -> bool:
         """Say whether a node cannot run in float16 as a whole."""

@@ -177,11 +177,13 @@ def test_unknown_islands_are_refused_with_near_ones(compile_, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_islands_need_fp16_and_precision_is_one_of_two():
-    with pytest.raises(TraceError, match="--fp32: expected with --precision fp16"):
+def test_islands_need_fp16_and_precision_is_known():
+    with pytest.raises(TraceError, match="--fp32: expected with --precision fp16 or int8"):
         CompileOptions(fp32=("a",))
-    with pytest.raises(TraceError, match="--precision: expected one of fp32, fp16, given 'int8'"):
-        CompileOptions(precision="int8")
+    with pytest.raises(
+        TraceError, match="--precision: expected one of fp32, fp16, int8, given 'int4'"
+    ):
+        CompileOptions(precision="int4")
 
 
 def test_a_module_stays_in_float32(compile_):

@@ -108,13 +108,13 @@ class TestFolders:
         self, toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         read: list[str] = []
-        right = images._picture
+        right = images.open_picture
 
         def picture(path: Path) -> object:
             read.append(path.name)
             return right(path)
 
-        monkeypatch.setattr(images, "_picture", picture)
+        monkeypatch.setattr(images, "open_picture", picture)
         for name in "abc":
             _save(tmp_path / f"{name}.png")
         samples = open_source(str(tmp_path), image_model(toy)).samples

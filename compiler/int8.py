@@ -1,0 +1,219 @@
+"""INT8: which nodes are quantised, by how much, and at what cost; measured over the user's data.
+
+1. The float32 graph runs over all samples; the ranges of every data input are collected, which
+   gives a threshold for each (``calibration.collect``).
+2. Everything that can be is quantised, and compared with the float32 graph over a few samples:
+   the mean of 1 - cosine over outputs and samples. If that is at most the limit, it is done.
+3. If not, every node is quantised by itself, or every group of neighbours where there are many,
+   and compared likewise: that is its sensitivity. Nodes are then left in float32, the most
+   sensitive first; how many is found by bisection, so that the error comes within the limit.
+4. How many runs that takes is bounded by the model's operations, not by a clock: the same model
+   and data give the same bundle on every machine.
+
+Graphs are compared with their Q/DQ pairs computed as they are written: a processor's own 8-bit
+kernels may saturate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from calibration.collect import collect
+from calibration.metrics import cosine_distance
+from calibration.ranges import Ranges
+from calibration.samples import Samples
+from compiler.graph import build_graph, infer_values
+from compiler.options import Int8Options
+from compiler.passes.quantise import QuantisedNames, quantisable, quantise
+from compiler.whole import WholeRun
+from engines.errors import EmitError, TraceError
+from engines.manifest import Quantisation
+from engines.tensors import Array
+
+__all__ = ["Quantised", "quantise_model"]
+
+logger = logging.getLogger(__name__)
+
+_SAMPLES = 16
+_RANKED = 8
+_GROUPS = 64
+"""Most samples that graphs are compared on; those that groups are ranked by; and most groups of
+nodes that are tried by themselves."""
+
+_WORK = 1e13
+"""Operations that trying groups may take; fewer samples, then fewer groups, keep within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """What was done.
+
+    Attributes:
+        names: The values that are new.
+        record: For the manifest.
+        first: The inputs of the first sample.
+    """
+
+    names: QuantisedNames
+    record: Quantisation
+    first: dict[str, Array]
+
+
+def quantise_model(
+    model: ir.Model,
+    paths: dict[str, str],
+    exact: Path,
+    samples: Samples,
+    options: Int8Options,
+    *,
+    progress: Callable[[int, int], None],
+) -> Quantised:
+    """Quantise a model over the user's data, in place.
+
+    Args:
+        model: The final graph.
+        paths: Module path of the node that gives a value; those of new values are added.
+        exact: File of the same graph in float32, its weights beside it.
+        samples: The data.
+        options: How.
+        progress: Called with (steps done, steps in all).
+
+    Raises:
+        TraceError: Nothing in the model can be quantised.
+        SourceError: There are no samples, or one cannot be read.
+        EmitError: ONNX Runtime cannot run the graph.
+    """
+    able = quantisable(model, paths, options.islands)
+    if not able:
+        raise TraceError(
+            "--precision int8: no node can be quantised: expected a Conv, ConvTranspose, Gemm or "
+            "MatMul of a float32 value with constant float32 weights; compile with --precision "
+            "fp16, or leave it out"
+        )
+    search = _Search(exact, able, options, progress)
+    ranges = search.calibrate(samples)
+    for warning in ranges.warnings:
+        logger.warning("--calibrate: %s", warning)
+    kept, error = search.keep()
+    chosen = [node for node in able if node not in kept]
+    names = quantise(model, paths, chosen, search.thresholds)
+    record = Quantisation(
+        method=options.method,
+        data=ranges.data,
+        samples=ranges.samples,
+        quantised=tuple(chosen),
+        kept=kept,
+        error=error,
+    )
+    return Quantised(names, record, search.inputs[0])
+
+
+class _Search:
+    """Thresholds, then the choice of the nodes."""
+
+    def __init__(
+        self,
+        exact: Path,
+        able: Mapping[str, str],
+        options: Int8Options,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._exact = exact
+        self._able = able
+        self._options = options
+        self._progress = progress
+        self._groups = _grouped(list(able), _GROUPS)
+        self._model = ir.serde.serialize_model(ir.load(exact))
+        most = int(_WORK / max(_operations(self._model), 1) / len(self._groups))
+        self._most = min(max(most, 2), _SAMPLES)
+        self.thresholds: dict[str, float] = {}
+        self.inputs: list[dict[str, Array]] = []
+        self._expected: list[dict[str, Array]] = []
+
+    def calibrate(self, samples: Samples) -> Ranges:
+        """Run the float32 graph over all samples, and keep a few of them."""
+        names = sorted(set(self._able.values()))
+        run = WholeRun(self._model, self._exact.parent, names)
+        outputs = [value.name for value in self._model.graph.output]
+        # Spread over the data where its size is known: neighbours are often alike.
+        stride = max(1, (samples.size or 0) // self._most)
+        place = itertools.count()
+
+        def observed(inputs: Mapping[str, Array]) -> list[tuple[str, Array]]:
+            values = run(inputs)
+            if next(place) % stride == 0 and len(self.inputs) < self._most:
+                self.inputs.append(dict(inputs))
+                self._expected.append({name: values[name] for name in outputs})
+            return [(name, values[name]) for name in names]
+
+        def advance(done: int, total: int | None) -> None:
+            self._progress(done, total or done)
+
+        ranges = collect(observed, samples, model="", progress=advance)
+        self.thresholds = {
+            name: found.threshold(self._options.method) for name, found in ranges.tensors.items()
+        }
+        return ranges
+
+    def keep(self) -> tuple[dict[str, float], float]:
+        """Return the nodes that stay in float32, with their sensitivities, and the error left."""
+        limit = self._options.max_error
+        error = self._error(self._able)
+        if error <= limit:
+            return {}, error
+        logger.info("all of %d nodes in int8: error %.3g", len(self._able), error)
+        sensitivity: list[float] = []
+        for done, group in enumerate(self._groups):
+            sensitivity.append(self._error(group, _RANKED))
+            self._progress(done + 1, len(self._groups))
+        worst = sorted(range(len(self._groups)), key=lambda place: -sensitivity[place])
+        # With all groups in float32 the error is 0: the bisection ends within the limit.
+        low, high, found = 0, len(worst), 0.0
+        while high - low > 1:
+            middle = (low + high) // 2
+            rest = [node for place in worst[middle:] for node in self._groups[place]]
+            error = self._error(rest)
+            if error <= limit:
+                high, found = middle, error
+            else:
+                low = middle
+        kept = {node: sensitivity[place] for place in worst[:high] for node in self._groups[place]}
+        if len(kept) == len(self._able):
+            raise TraceError(
+                f"--precision int8: every node would have to stay in float32 for an error of "
+                f"{limit:g}; allow more with --max-int8-error, or use --precision fp16"
+            )
+        return kept, found
+
+    def _error(self, nodes: Collection[str], most: int = _SAMPLES) -> float:
+        """Return the mean of 1 - cosine with some nodes quantised, over the first samples."""
+        model = ir.load(self._exact)
+        quantise(model, {}, nodes, self.thresholds)
+        run = WholeRun(ir.serde.serialize_model(model), self._exact.parent)
+        distances = [
+            cosine_distance(run(inputs), expected)
+            for inputs, expected in zip(self.inputs[:most], self._expected[:most], strict=True)
+        ]
+        return sum(distances) / len(distances)
+
+
+def _operations(model: onnx.ModelProto) -> int:
+    """Return the floating-point operations of one inference; 0 where shapes are not known yet."""
+    try:
+        return sum(node.flops for node in build_graph(model, {}, infer_values(model)).nodes)
+    except EmitError:
+        return 0
+
+
+def _grouped(names: Sequence[str], most: int) -> list[list[str]]:
+    """Part names into at most ``most`` groups of neighbours, as even as can be."""
+    count = min(len(names), most)
+    bounds = [place * len(names) // count for place in range(count + 1)]
+    return [list(names[low:high]) for low, high in itertools.pairwise(bounds)]
