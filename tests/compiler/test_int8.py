@@ -384,6 +384,38 @@ def test_a_users_own_pairs_are_left_alone():
     assert quantisable(model) == {}
 
 
+def test_a_graph_that_another_tool_quantised_is_compiled_as_it_is(compile_, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    x = torch.zeros(1, 3, 16, 16)
+    exact = compile_((nn.Sequential(*layers).eval(), (x,)), precision="fp32", name="exact")
+
+    class Reader(ortq.CalibrationDataReader):
+        def __init__(self):
+            self.rows = iter([{"input": floats(1, 3, 16, 16)} for _ in range(4)])
+
+        def get_next(self):
+            return next(self.rows, None)
+
+    file = tmp_path / "theirs.onnx"
+    ortq.quantize_static(
+        exact.path(exact.manifest.graph),
+        file,
+        Reader(),
+        per_channel=True,
+        weight_type=ortq.QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+    options = CompileOptions(cuts="all", name="theirs")
+    bundle = compile_model(str(file), tmp_path / "theirs.bundle", options=options)[0]
+    assert bundle.manifest.quantisation is None
+    assert bundle.manifest.parity.tolerance["int8"] == 0.1
+    kinds = {bundle.manifest.tensors[n].dtype for c in bundle.manifest.cuts for n in c.tensors}
+    assert "int8" in kinds
+    with Program(bundle, open_backend("ort")) as program:
+        assert all(parity.ok for parity in verify_cuts(program))
+
+
 def test_groups_of_neighbours():
     assert int8._grouped(list("abcdefg"), 3) == [["a", "b"], ["c", "d"], ["e", "f", "g"]]
     assert int8._grouped(list("ab"), 64) == [["a"], ["b"]]
