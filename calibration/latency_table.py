@@ -9,6 +9,7 @@ from typing import Optional, Tuple
 
 import msgspec
 
+from calibration.codings import CodecCost
 from calibration.records import read_record
 from calibration.segment_times import SHARES, SegmentTimes
 from engines.bundle import Bundle
@@ -88,6 +89,7 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
         whole: The whole model as it is run: in one fused engine, or as a chain where that has no
             plan or does not pay.
         halves: Likely halves, both ways; empty where they were not measured.
+        codecs: What codecs make of what may cross the link; empty where they were not measured.
     """
 
     bundle: str
@@ -98,6 +100,7 @@ class LatencyTable(msgspec.Struct, frozen=True, kw_only=True):
     striped: Tuple[Tuple[Timing, ...], ...] = ()
     row_splits: Tuple[Tuple[Timing, ...], ...] = ()
     halves: Tuple[HalfTiming, ...] = ()
+    codecs: Tuple[CodecCost, ...] = ()
 
     def __post_init__(self) -> None:
         if self.striped and len(self.striped) != len(self.segments):

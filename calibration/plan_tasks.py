@@ -18,8 +18,10 @@ A serial cut is a plan of one stripe.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Sequence, Tuple
+from types import MappingProxyType
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from calibration.codings import Codings, Message
 from calibration.predictor import encoded_bytes
 from calibration.schedule import LINK, ROBOT, ROBOT_CODEC, SERVER, SERVER_CODEC, Task
 from calibration.segment_times import SegmentTimes
@@ -35,8 +37,11 @@ from engines.stripe_plans import (
     sent,
 )
 from engines.stripes import Striping
+from engines.tensors import TensorSpec
 
 __all__ = ["CodecSpeed", "Pricer", "Work"]
+
+NO_CODING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Pricer:
         robot: Times on the robot.
         server: Times on the server.
         codecs: What coding costs; nothing unless measured.
+        codings: What codecs other than the default ones cost; none where they are not used.
     """
 
     def __init__(
@@ -82,39 +88,48 @@ class Pricer:
         robot: SegmentTimes,
         server: SegmentTimes,
         codecs: CodecSpeed = CodecSpeed(),
+        codings: Optional[Codings] = None,
     ) -> None:
         self._manifest = manifest
+        self._codings = codings
         self._robot = robot
         self._server = server
         self._codecs = codecs
         self._everything = tuple(range(len(manifest.segments)))
         self._shares: Dict[Tuple[int, int, int], float] = {}
+        self._sent: Dict[Tuple[int, int, int], Tuple[TensorSpec, ...]] = {}
         self._sizes: Dict[Tuple[int, int, int], int] = {}
 
-    def serial(self, cut: int) -> Work:
-        """Return the tasks of a serial cut; of the last one, those of the robot alone."""
+    def serial(self, cut: int, coding: Mapping[str, str] = NO_CODING) -> Work:
+        """Return the tasks of a serial cut; of the last one, those of the robot alone.
+
+        Args:
+            cut: Index of the cut.
+            coding: Codecs by tensor; the default ones for what is not in it.
+        """
         build = _Builder(self._codecs)
         head = self._manifest.cuts[cut].robot_segments
         ready = build.compute(ROBOT, _whole(self._robot, head))
         if cut == len(self._manifest.cuts) - 1:
             return build.work()
         crossing = self._manifest.cuts[cut]
-        here = build.up(encoded_bytes(self._manifest.specs(crossing.tensors)), (ready,))
+        specs, results = (self._manifest.specs(n) for n in (crossing.tensors, crossing.results))
+        here = build.up(self._message(specs, coding, up=True), (ready,))
         answer = build.serve(_whole(self._server, self._others(head)), (here,))
-        build.down(encoded_bytes(self._manifest.specs(crossing.results)), (answer,))
+        build.down(self._message(results, coding, up=False), (answer,))
         return build.work()
 
-    def plan(self, plan: Plan) -> Work:
-        """Return the tasks of a striped plan."""
+    def plan(self, plan: Plan, coding: Mapping[str, str] = NO_CODING) -> Work:
+        """Return the tasks of a striped plan; see :meth:`serial`."""
         if isinstance(plan, RowPlan):
-            return self._rows(plan)
+            return self._rows(plan, coding)
         if isinstance(plan, BoundedPlan):
-            return self._bounded(plan)
-        return self._stripes(plan)
+            return self._bounded(plan, coding)
+        return self._stripes(plan, coding)
 
     # -- stripes -----------------------------------------------------------------------------
 
-    def _stripes(self, plan: StripePlan) -> Work:
+    def _stripes(self, plan: StripePlan, coding: Mapping[str, str]) -> Work:
         manifest, build = self._manifest, _Builder(self._codecs)
         head = manifest.cuts[plan.cut].robot_segments
         behind = manifest.cuts[plan.until].robot_segments
@@ -124,7 +139,7 @@ class Pricer:
             head_s = self._stripe_s(self._robot, head, plan.span(stripe))
             ready[stripe] = (build.compute(ROBOT, head_s),)
         arrived = {
-            stripe: build.up(self._sent_bytes(plan, stripe), ready.get(stripe, ()))
+            stripe: build.up(self._stripe(plan, stripe, coding), ready.get(stripe, ()))
             for stripe in plan.wire_order()
         }
         # Arrivals are in the order of the wire, and so is the first half of what the server does.
@@ -140,7 +155,7 @@ class Pricer:
             )
         rest_s = _whole(self._server, self._others(behind))
         answer = build.serve(rest_s, rest_after)
-        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
         return build.work()
 
     def _stripe_s(
@@ -181,17 +196,28 @@ class Pricer:
         striped = striping.cut(cut)
         return tuple(rows / striping.rows for rows in striped.extra) if striped else ()
 
-    def _sent_bytes(self, plan: StripePlan, stripe: int) -> int:
-        """Return the bytes of a message: the same in many plans."""
+    def _stripe(self, plan: StripePlan, stripe: int, coding: Mapping[str, str]) -> Message:
+        """Return what a message of a stripe costs: its tensors are the same in many plans."""
         cut = plan.cut if stripe < plan.robot else 0
         key = (cut, *raw_span(plan, self._striping(), stripe))
-        if key not in self._sizes:
-            self._sizes[key] = encoded_bytes(sent(plan, self._manifest, stripe))
-        return self._sizes[key]
+        if key not in self._sent:
+            self._sent[key] = sent(plan, self._manifest, stripe)
+            self._sizes[key] = encoded_bytes(self._sent[key])
+        if not coding:
+            return self._sizes[key], 0.0, 0.0
+        return self._message(self._sent[key], coding, up=True)
+
+    def _message(
+        self, specs: Sequence[TensorSpec], coding: Mapping[str, str], *, up: bool
+    ) -> Message:
+        if not coding:
+            return encoded_bytes(specs), 0.0, 0.0
+        assert self._codings is not None, "a coding without its costs"
+        return self._codings.message(specs, coding, up=up)
 
     # -- rows --------------------------------------------------------------------------------
 
-    def _rows(self, plan: RowPlan) -> Work:
+    def _rows(self, plan: RowPlan, coding: Mapping[str, str]) -> Work:
         manifest, striping, build = self._manifest, self._striping(), _Builder(self._codecs)
         place = next(i for i, s in enumerate(striping.row_splits) if s.cut == plan.cut)
         split = striping.row_splits[place]
@@ -202,16 +228,16 @@ class Pricer:
             rows_s = times.rows_s(place, rows / split.rows, whole_s=_whole(times, after))
             return _whole(times, before) + rows_s
 
-        here = build.up(encoded_bytes(sent(plan, manifest)), ())
+        here = build.up(self._message(sent(plan, manifest), coding, up=True), ())
         build.compute(ROBOT, side_s(self._robot, plan.bound - split.mean_lag))
         below = split.rows - plan.bound + split.mean_extra
         answer = build.serve(side_s(self._server, below), (here,))
-        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
         return build.work()
 
     # -- bounded -----------------------------------------------------------------------------
 
-    def _bounded(self, plan: BoundedPlan) -> Work:
+    def _bounded(self, plan: BoundedPlan, coding: Mapping[str, str]) -> Work:
         manifest, striping, build = self._manifest, self._striping(), _Builder(self._codecs)
         bounded = bounded_of(plan, striping)
         head = manifest.cuts[plan.cut].robot_segments
@@ -220,12 +246,12 @@ class Pricer:
             return sum(times.stripe_s(index, rows / striping.rows) for index in head)
 
         ready = build.compute(ROBOT, head_s(self._robot, bounded.top(plan.bound, striping.rows)))
-        raw = build.up(encoded_bytes(sent(plan, manifest, 1)), ())
-        here = build.up(encoded_bytes(sent(plan, manifest, 0)), (ready,))
+        raw = build.up(self._message(sent(plan, manifest, 1), coding, up=True), ())
+        here = build.up(self._message(sent(plan, manifest, 0), coding, up=True), (ready,))
         below = striping.rows - bounded.bottom(plan.bound)
         there = build.serve(head_s(self._server, below), (raw,))
         answer = build.serve(_whole(self._server, self._others(head)), (here, there))
-        build.down(encoded_bytes(returned(plan, manifest)), (answer,))
+        build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
         return build.work()
 
     # -- helpers -----------------------------------------------------------------------------
@@ -260,30 +286,43 @@ class _Builder:
         queued, self._served = not self._served, True
         return self.compute(SERVER, seconds, after, queued=queued)
 
-    def up(self, nbytes: int, after: Tuple[int, ...]) -> int:
+    def up(self, message: Message, after: Tuple[int, ...]) -> int:
+        nbytes, robot_s, server_s = message
         self._up += nbytes
-        return self._message(nbytes, after, ROBOT_CODEC, SERVER_CODEC)
+        first, second = (ROBOT_CODEC, robot_s), (SERVER_CODEC, server_s)
+        return self._message(nbytes, after, first, second)
 
-    def down(self, nbytes: int, after: Tuple[int, ...]) -> int:
+    def down(self, message: Message, after: Tuple[int, ...]) -> int:
+        nbytes, robot_s, server_s = message
         self._down += nbytes
-        return self._message(nbytes, after, SERVER_CODEC, ROBOT_CODEC)
+        first, second = (SERVER_CODEC, server_s), (ROBOT_CODEC, robot_s)
+        return self._message(nbytes, after, first, second)
 
     def work(self) -> Work:
         return Work(tuple(self._tasks), self._up, self._down)
 
-    def _message(self, nbytes: int, after: Tuple[int, ...], first: str, second: str) -> int:
-        place = self._code(nbytes, after, first)
+    def _message(
+        self,
+        nbytes: int,
+        after: Tuple[int, ...],
+        first: Tuple[str, float],
+        second: Tuple[str, float],
+    ) -> int:
+        place = self._code(nbytes, after, *first)
         self._tasks.append(
             Task(LINK, 0.0, 8.0 * nbytes, after if place is None else (place,), False)
         )
         place = len(self._tasks) - 1
-        coded = self._code(nbytes, (place,), second)
+        coded = self._code(nbytes, (place,), *second)
         return place if coded is None else coded
 
-    def _code(self, nbytes: int, after: Tuple[int, ...], side: str) -> Optional[int]:
+    def _code(
+        self, nbytes: int, after: Tuple[int, ...], side: str, coding_s: float
+    ) -> Optional[int]:
         robot = side == ROBOT_CODEC
         pace = self._codecs.robot_s_per_byte if robot else self._codecs.server_s_per_byte
-        return self.compute(side, pace * nbytes, after) if pace else None
+        seconds = pace * nbytes + coding_s
+        return self.compute(side, seconds, after) if seconds else None
 
 
 def _whole(times: SegmentTimes, segments: Sequence[int]) -> float:

@@ -17,6 +17,7 @@ from typing import List, Optional, Sequence
 
 import numpy as np
 
+from calibration.codings import Coding, is_lossy_coding
 from engines.codecs import default_codec
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, is_lossy
@@ -70,6 +71,7 @@ class Prediction:
         bytes_down: Bytes that the server returns.
         period_s: From one answer to the next where as many inferences are under way as are
             wanted: the longest that robot, link or server is busy with one.
+        coding: Codecs by tensor; the default ones for what is not in it.
     """
 
     cut: int
@@ -84,6 +86,7 @@ class Prediction:
     bytes_up: int = 0
     bytes_down: int = 0
     period_s: float = math.inf
+    coding: Coding = ()
 
     @property
     def rate_hz(self) -> float:
@@ -93,7 +96,7 @@ class Prediction:
     @property
     def lossy(self) -> bool:
         """Whether the result may differ from what the model gives."""
-        return is_lossy(self.plan)
+        return is_lossy(self.plan) or is_lossy_coding(self.coding)
 
 
 def encoded_bytes(specs: Sequence[TensorSpec]) -> int:

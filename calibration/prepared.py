@@ -10,7 +10,8 @@ as the radio draws what it draws beside the processor. So
 
     energy = compute x robot time + communicate x link time + idle x (latency - both)
 
-which for a serial cut is what each part takes at its own power. Coding is free of charge.
+which for a serial cut is what each part takes at its own power. Coding is free of charge here;
+its time counts.
 
 With enough inferences under way, one at a time comes out of the busiest of robot, link and server
 (and their codecs): the *period*. With at most n of them it is at least the latency over n.
@@ -19,11 +20,12 @@ With enough inferences under way, one at a time comes out of the busiest of robo
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
+from calibration.codings import Coding, Codings
 from calibration.energy import StatePower
 from calibration.plan_tasks import CodecSpeed, Pricer, Work
 from calibration.plans import candidate_plans, neighbours
@@ -63,6 +65,7 @@ class Choice:
         mode: One of ``calibration.predictor.MODES``.
         work: Its tasks.
         ways: The sums of which the largest is its latency; none where it may not be used.
+        coding: Its codecs; the default ones for what is not in it.
     """
 
     cut: int
@@ -70,6 +73,7 @@ class Choice:
     mode: str
     work: Work
     ways: Tuple[Way, ...]
+    coding: Coding = ()
 
     def latency_s(self, goodput_bps: Optional[float], rtt_s: float, queue_s: float) -> float:
         """Return its latency; infinite where it is not possible."""
@@ -100,6 +104,8 @@ class PreparedPlans:
         codecs: What coding costs.
         least_halo: Fewest rows of halo with which lossy plans are among those by default; none
             for no lossy plans.
+        codings: Codecs beside the default ones: every choice is there once with its usual coding,
+            and after all of those once more with each of the others that are worth trying.
         usable: Says of a valid plan whether it can be carried out; by default all can.
     """
 
@@ -113,13 +119,15 @@ class PreparedPlans:
         plans: Optional[Sequence[Plan]] = None,
         codecs: CodecSpeed = CodecSpeed(),
         least_halo: Optional[int] = None,
+        codings: Optional[Codings] = None,
         usable: Callable[[Plan], bool] = lambda _: True,
     ) -> None:
         self.manifest = self._manifest = manifest
         self.robot, self.server = robot, server
         self.power = self._power = power
         self.least_halo = least_halo
-        self._pricer = Pricer(manifest, robot, server, codecs)
+        self._pricer = Pricer(manifest, robot, server, codecs, codings)
+        self.codings = self._codings = codings
         self._local = len(manifest.cuts) - 1
         self._others: Dict[Plan, Choice] = {}
         found = [self._serial(cut.index) for cut in manifest.cuts]
@@ -130,8 +138,14 @@ class PreparedPlans:
         found += [self._striped(plan) for plan in plans]
         if refine:
             found += [c for c in self._refined(found) if c.plan is None or usable(c.plan)]
+        usual = len(found)
+        for choice in found[:usual] if codings is not None else ():
+            found += [self._coded(choice, coding) for coding in self._codings_of(choice)[1:]]
         self.choices: Tuple[Choice, ...] = tuple(found)
-        self._numbers = {c.plan: i for i, c in enumerate(found) if c.plan is not None}
+        self._numbers = {c.plan: i for i, c in enumerate(found[:usual]) if c.plan is not None}
+        self._others_coded: Dict[Tuple[int, Optional[Plan]], List[Choice]] = {}
+        for choice in found[usual:]:
+            self._others_coded.setdefault((choice.cut, choice.plan), []).append(choice)
         self._stack()
 
     def __repr__(self) -> str:
@@ -255,6 +269,7 @@ class PreparedPlans:
         rtt_s: float,
         queue_s: float = 0.0,
         in_flight: Optional[int] = None,
+        coding: Optional[Coding] = None,
     ) -> Prediction:
         """Return what a serial cut or a plan is expected to take, whether it is a choice or not.
 
@@ -265,8 +280,14 @@ class PreparedPlans:
             rtt_s: Round trip in seconds.
             queue_s: Expected wait at the server in seconds.
             in_flight: Inferences under way at a time; none for enough of them.
+            coding: Its codecs; by default those of the choices with which it is the quickest.
         """
         choice = self.choice(cut, plan)
+        coded = [choice, *self._others_coded.get((cut, plan), ())]
+        if coding is not None:
+            choice = next((one for one in coded if one.coding == coding), choice)
+        elif goodput_bps:
+            choice = min(coded, key=lambda one: one.latency_s(goodput_bps, rtt_s, queue_s))
         return self._prediction(choice, goodput_bps, rtt_s, queue_s, in_flight)
 
     def choice(self, cut: int, plan: Optional[Plan] = None) -> Choice:
@@ -292,17 +313,37 @@ class PreparedPlans:
 
     # -- preparing ---------------------------------------------------------------------------
 
+    def _codings_of(self, choice: Choice) -> List[Coding]:
+        assert self._codings is not None
+        return self._codings.proposals(choice.cut, choice.plan)
+
+    def _usual(self, cut: int, plan: Optional[Plan] = None) -> Coding:
+        return () if self._codings is None else self._codings.proposals(cut, plan)[0]
+
     def _serial(self, index: int) -> Choice:
         cut = self._manifest.cuts[index]
         mode = "split" if cut.robot_segments else "frame"
         if index == self._local:
             mode = "local"
-        work = self._pricer.serial(index)
-        return Choice(index, None, mode, work, () if cut.refused else finish(work.tasks))
+        coding = self._usual(index)
+        work = self._pricer.serial(index, dict(coding))
+        ways = () if cut.refused else finish(work.tasks)
+        return Choice(index, None, mode, work, ways, coding)
 
     def _striped(self, plan: Plan) -> Choice:
-        work = self._pricer.plan(plan)
-        return Choice(plan.cut, plan, mode_of(plan), work, finish(work.tasks))
+        coding = self._usual(plan.cut, plan)
+        work = self._pricer.plan(plan, dict(coding))
+        return Choice(plan.cut, plan, mode_of(plan), work, finish(work.tasks), coding)
+
+    def _coded(self, choice: Choice, coding: Coding) -> Choice:
+        """Return a choice with other codecs."""
+        codecs = dict(coding)
+        if choice.plan is None:
+            work = self._pricer.serial(choice.cut, codecs)
+        else:
+            work = self._pricer.plan(choice.plan, codecs)
+        ways = finish(work.tasks) if choice.ways else ()
+        return replace(choice, work=work, ways=ways, coding=coding)
 
     def _refined(self, choices: Sequence[Choice]) -> List[Choice]:
         """Return better plans near the best ones of each mode, for a few goodputs."""
@@ -335,7 +376,7 @@ class PreparedPlans:
 
     def _once_s(self, plan: Plan, bps: float) -> float:
         """Return the latency of a plan at one goodput: quicker than to find all its ways."""
-        tasks = self._pricer.plan(plan).tasks
+        tasks = self._pricer.plan(plan, dict(self._usual(plan.cut, plan))).tasks
         return timeline(tasks, goodput_bps=bps, rtt_s=_REFINE_RTT_S)[1]
 
     def _stack(self) -> None:
@@ -390,6 +431,7 @@ class PreparedPlans:
             bytes_up=work.bytes_up,
             bytes_down=work.bytes_down,
             period_s=period_s,
+            coding=choice.coding,
         )
 
 

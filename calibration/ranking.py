@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
 from calibration.prepared import Choice, PreparedPlans
 from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
@@ -212,7 +213,7 @@ def _against(plans: PreparedPlans, choice: Choice, constraints: Constraints) -> 
     cuts = plans.manifest.cuts
     if choice.plan is None and cuts[choice.cut].refused:
         return f"refused: {cuts[choice.cut].refused}"
-    if constraints.lossless and is_lossy(choice.plan):
+    if constraints.lossless and (is_lossy(choice.plan) or is_lossy_coding(choice.coding)):
         return "lossy"
     if constraints.keep_local is not None:
         kept = set(plans.manifest.cut(constraints.keep_local).robot_segments)

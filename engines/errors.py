@@ -15,7 +15,8 @@
         - ``ConnectError``, ``DeadlineError``
         - ``LocalProtocolError``: this program misused the protocol
         - ``RemoteProtocolError``: the peer broke the protocol
-    - ``SourceError``: an input source (image, folder, npz) cannot be read
+    - ``SourceError``: an input source (image, folder, video, camera, npz) cannot be read
+    - ``SensorError``: a power sensor cannot be read
     - ``UnansweredError``: the server is gone and this robot may not run the whole model
     - ``DeployError``: a bundle could not be put in its place
 
@@ -43,6 +44,7 @@ __all__ = [
     "ManifestError",
     "MissingPlanError",
     "RemoteProtocolError",
+    "SensorError",
     "SourceError",
     "SplitError",
     "TensorMismatchError",
@@ -129,6 +131,10 @@ class RemoteProtocolError(LinkError):
 
 class SourceError(SplitError):
     """An input source cannot be read."""
+
+
+class SensorError(SplitError):
+    """A power sensor cannot be read."""
 
 
 class UnansweredError(SplitError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import itertools
 import json
 import signal
 import sys
@@ -25,13 +24,16 @@ from typing import (
 )
 
 import click
+import msgspec
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from calibration.energy import StatePower, parse_power
+from calibration.codecs_cli import codec_records, print_codecs
+from calibration.energy import parse_power
 from calibration.halves_cli import half_records, print_halves
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
+from calibration.measure_codecs import measure_codecs
 from calibration.objectives import OBJECTIVE_FORMS, Constraints, parse_objective
 from calibration.plans_cli import plan_record, print_plans
 from calibration.verify_cli import print_parity
@@ -43,9 +45,11 @@ from engines.errors import UnansweredError
 from engines.program import Program
 from engines.tensors import Array
 from runtime.build import build_plans
+from runtime.codec_policy import CODEC_FORMS
 from runtime.doctor import examine
 from runtime.explain_cli import explain_command
 from runtime.infer_output import Telling, read_labels
+from runtime.power.cli import fit_device_power, power_record, print_power
 from runtime.recording import Recorder
 from runtime.replay_cli import replay_command
 from runtime.robot import MAX_IN_FLIGHT, Result, Robot
@@ -130,8 +134,17 @@ def serve(
 @main.command()
 @click.argument("bundle")
 @click.option("--server", metavar="HOST:PORT", help="Where the server is; none: robot alone.")
-@click.option("--source", required=True, help="Image, folder, FILE.npz or random:N.")
-@click.option("--count", type=click.IntRange(1), help="Inferences; default: the source, once.")
+@click.option(
+    "--source",
+    required=True,
+    help="Image, folder, video, FILE.npz, random:N, or a camera: v4l2:///dev/video0, csi://0, "
+    "gst:PIPELINE.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1),
+    help="Inferences; default: the source, once; a camera: until Ctrl-C.",
+)
 @click.option(
     "--cut",
     help="The id of a cut to use always, or a striped plan: CUT/4 (4 stripes), CUT/4:2 "
@@ -156,6 +169,16 @@ def serve(
     "bundle compiled with --halo.",
 )
 @click.option(
+    "--codec", default="auto", show_default=True, help=f"How tensors are coded: {CODEC_FORMS}."
+)
+@click.option(
+    "--allow-lossy",
+    type=click.FloatRange(0),
+    metavar="MAX_ERROR",
+    help="Also choose among lossy codecs, at cuts where `split-bundle verify --data` measured an "
+    "error of at most this.",
+)
+@click.option(
     "--record",
     type=click.Path(dir_okay=False),
     help="Write all that was known, decided and measured to this file, for `runtime replay`.",
@@ -165,7 +188,17 @@ def serve(
 @click.option(
     "--labels", type=click.Path(), help="Names, one a line: show that of the largest output."
 )
-@click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--power",
+    default="",
+    metavar="compute=W,comm=W,idle=W",
+    help="Robot's power, for the modelled energy; default: as `runtime profile` fitted it.",
+)
+@click.option(
+    "--sensor/--no-sensor",
+    default=True,
+    help="Measure energy where this device has a power sensor.  [default: sensor]",
+)
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
@@ -192,11 +225,14 @@ def infer(
     objective: str,
     keep_local: Optional[str],
     allow_lossy_halo: Optional[int],
+    codec: str,
+    allow_lossy: Optional[float],
     record: Optional[str],
     out: Optional[str],
     save: Optional[str],
     labels: Optional[str],
     power: str,
+    sensor: bool,
     patience: Optional[float],
     in_flight: Optional[int],
     backend: str,
@@ -212,11 +248,11 @@ def infer(
     in_flight = in_flight or (_RATE_IN_FLIGHT if wanted.kind == "rate" else 1)
     names = read_labels(labels)
     opened = Bundle.open(bundle)
-    samples = open_source(source, opened.manifest)
     folder = None if save is None else Path(save)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
+        samples = stack.enter_context(open_source(source, opened.manifest))
         sinks: List[TextIO] = [sys.stdout] if as_json else []
         if out is not None:
             sinks.append(stack.enter_context(open(out, "w", encoding="utf-8")))
@@ -228,10 +264,13 @@ def infer(
                 objective=wanted,
                 constraints=constraints,
                 allow_halo=allow_lossy_halo,
+                codec=codec,
+                allow_lossy=allow_lossy,
                 backend=backend,
                 threads=threads,
-                power=parse_power(power) if power else StatePower(),
+                power=parse_power(power) if power else None,
                 patience_s=patience,
+                measure_energy=sensor,
             )
         )
         plan = plan_named(chooser)
@@ -256,35 +295,65 @@ def infer(
                 folder=folder,
                 recorder=recorder,
                 people=not as_json,
+                source=samples,
             )
         )
-        frames = itertools.islice(samples.samples, count or samples.size)
-        for name, result in _results(robot, frames, in_flight):
+        for name, result in _results(robot, samples.take(count), in_flight):
             told.add(name, result)
-    sys.exit(1 if told.summary.failures else 0)
+    sys.exit(1 if told.summary.failures or told.summary.unreadable else 0)
 
 
 @main.command()
 @click.argument("bundle")
 @click.option("--runs", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--warmup", type=click.IntRange(0), default=5, show_default=True)
+@click.option(
+    "--source",
+    help="What codecs are measured on, as for `runtime infer`: use pictures like those of use. "
+    "Default: the bundle's parity vectors, which are often noise.",
+)
+@click.option("--samples", type=click.IntRange(1), default=3, show_default=True, help="Of those.")
+@click.option("--no-codecs", is_flag=True, help="Do not measure codecs.")
+@click.option(
+    "--energy-of",
+    type=click.Path(dir_okay=False),
+    metavar="RUN.jsonl",
+    help="Measured inferences of `runtime infer --out`: fit the power of communicating, too.",
+)
 @_backend
 @_threads
 @_json
 @command_options
 def profile(
-    bundle: str, runs: int, warmup: int, backend: str, threads: int, as_json: bool
+    bundle: str,
+    runs: int,
+    warmup: int,
+    source: Optional[str],
+    samples: int,
+    no_codecs: bool,
+    energy_of: Optional[str],
+    backend: str,
+    threads: int,
+    as_json: bool,
 ) -> None:
     """Measure how long each segment takes on this device and keep it beside the bundle.
 
     The likely halves are measured both as chains of segments and fused; only those that save over
-    3% are run fused from then on.
+    3% are run fused from then on. Every codec is measured on what may cross the link. Where there
+    is a power sensor, the power of computing and of idling is measured and kept, too.
     """
-    with _load(bundle, backend, threads) as program, progress_bar("measuring") as advance:
-        table = measure_latency(
-            program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
-        )
+    with _load(bundle, backend, threads) as program:
+        with progress_bar("measuring") as advance:
+            table = measure_latency(
+                program, runs=runs, warmup=warmup, halves=True, stripes=True, progress=advance
+            )
+        if not no_codecs:
+            inputs = _codec_samples(program.bundle, source, samples)
+            with progress_bar("measuring codecs") as advance:
+                costs = measure_codecs(program, inputs, progress=advance)
+            table = msgspec.structs.replace(table, codecs=costs)
         path = store_table(program.bundle, table)
+        power = fit_device_power(program, energy_of)
     manifest = program.bundle.manifest
     rows: List[Dict[str, Any]] = [
         {
@@ -308,7 +377,9 @@ def profile(
                 "whole_p50_ms": round(table.whole.p50_s * 1e3, 4),
                 "whole_p95_ms": round(table.whole.p95_s * 1e3, 4),
                 "halves": half_records(manifest, table),
+                "codecs": codec_records(manifest, table.codecs),
                 "file": str(path),
+                "power": power_record(power),
             }
         )
         return
@@ -323,6 +394,8 @@ def profile(
         )
     Console().print(shown)
     print_halves(manifest, table)
+    print_codecs(manifest, table.codecs)
+    print_power(power)
     click.echo(
         f"{table.runs} runs: segments one by one {chain_ms:.2f} ms, the whole as it is run "
         f"{table.whole.p50_s * 1e3:.2f} ms (p95 {table.whole.p95_s * 1e3:.2f}); kept in {path}"
@@ -437,6 +510,15 @@ def _results(
             except UnansweredError as exc:
                 result = exc
             yield names.popleft(), result
+
+
+def _codec_samples(bundle: Bundle, source: Optional[str], count: int) -> List[Dict[str, Array]]:
+    """Return what codecs are measured on."""
+    if source is None:
+        return [bundle.parity_vectors()[0]]
+    with open_source(source, bundle.manifest) as opened:
+        some = count if opened.size is None else min(count, opened.size)
+        return [sample.inputs for sample in opened.take(some)]
 
 
 def _load(path: str, backend: str, threads: int) -> Program:

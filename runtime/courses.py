@@ -20,6 +20,7 @@ from engines.stripe_runs import HeadRun
 from engines.striped import StripedProgram
 from engines.tensors import Array
 from runtime.link import Link
+from runtime.payload import NO_CODECS
 from runtime.requests import Answer, Request
 from runtime.sender import Sender
 from runtime.transport import Deadline
@@ -73,13 +74,20 @@ class SerialCourse:
         link: The link; none only where the cut is the last.
         cut: Index of the cut.
         inputs: The model's inputs.
+        codecs: Names of codecs by tensor.
     """
 
     sending_s = 0.0
 
     def __init__(
-        self, program: Program, link: Optional[Link], cut: int, inputs: Mapping[str, Array]
+        self,
+        program: Program,
+        link: Optional[Link],
+        cut: int,
+        inputs: Mapping[str, Array],
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> None:
+        self._codecs = codecs
         self.cut = cut
         self.mode = "local" if cut == program.last else "split" if cut else "frame"
         self.stripes = 0 if cut == program.last else 1
@@ -97,7 +105,7 @@ class SerialCourse:
         assert self._link is not None  # without a link the last cut is chosen
         frontier = self._program.bundle.manifest.cuts[self.cut].tensors
         tensors = {name: self._env[name] for name in frontier}
-        request = self._link.send(self.cut, tensors, deadline=deadline)
+        request = self._link.send(self.cut, tensors, deadline=deadline, codecs=self._codecs)
         self.bytes_up = request.bytes_up
         answer = request.wait(deadline)
         if answer is None:
@@ -116,7 +124,8 @@ class SerialCourse:
 class _Streaming:
     """What the courses with a plan share: a request whose stripes the sender writes."""
 
-    def __init__(self, link: Link, sender: Sender, plan: Plan) -> None:
+    def __init__(self, link: Link, sender: Sender, plan: Plan, codecs: Mapping[str, str]) -> None:
+        self._codecs = codecs
         self.cut = plan.cut
         self.mode = mode_of(plan)
         self.stripes = messages(plan)
@@ -143,7 +152,7 @@ class _Streaming:
     def _begin(self, compute: Callable[[], None]) -> None:
         """Open the request and compute; whatever goes wrong in that, the server is told."""
         try:
-            self._request = self._link.begin(self.cut, self._plan)
+            self._request = self._link.begin(self.cut, self._plan, codecs=self._codecs)
         except LinkError as exc:
             self._trouble = exc
         try:
@@ -189,6 +198,7 @@ class StripedCourse(_Streaming):
         sender: Writes the stripes.
         plan: A valid plan.
         inputs: The model's inputs.
+        codecs: Names of codecs by tensor.
     """
 
     def __init__(
@@ -198,8 +208,9 @@ class StripedCourse(_Streaming):
         sender: Sender,
         plan: StripePlan,
         inputs: Mapping[str, Array],
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> None:
-        super().__init__(link, sender, plan)
+        super().__init__(link, sender, plan, codecs)
         self._program = striped.program
         self._robot = plan.robot
         self._run = HeadRun(striped, plan, inputs)
@@ -234,6 +245,7 @@ class RowCourse(_Streaming):
         sender: Writes the input.
         plan: A valid plan.
         inputs: The model's inputs.
+        codecs: Names of codecs by tensor.
     """
 
     def __init__(
@@ -243,8 +255,9 @@ class RowCourse(_Streaming):
         sender: Sender,
         plan: RowPlan,
         inputs: Mapping[str, Array],
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> None:
-        super().__init__(link, sender, plan)
+        super().__init__(link, sender, plan, codecs)
         self._run = TopRun(striped, plan, inputs)
 
     def head(self) -> None:
@@ -273,6 +286,7 @@ class BoundedCourse(_Streaming):
         sender: Writes the two messages.
         plan: A valid plan.
         inputs: The model's inputs.
+        codecs: Names of codecs by tensor.
     """
 
     def __init__(
@@ -282,8 +296,9 @@ class BoundedCourse(_Streaming):
         sender: Sender,
         plan: BoundedPlan,
         inputs: Mapping[str, Array],
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> None:
-        super().__init__(link, sender, plan)
+        super().__init__(link, sender, plan, codecs)
         self._run = BoundedHeadRun(striped, plan, inputs)
 
     def head(self) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional, Protocol
+from typing import Dict, Optional, Protocol
 
+from calibration.codings import Coding
 from calibration.modes import MODE_NAMES
 from calibration.objectives import LATENCY, UNCONSTRAINED, Constraints, Objective
 from calibration.plan_text import plan_text
@@ -87,6 +88,7 @@ class Decision:
         prediction: What it is expected to take; none where it cannot be predicted.
         plan: How the inference is striped; none for a serial cut.
         situation: What it was decided in; none where nobody kept it.
+        coding: Codecs by tensor, where they are not the prediction's.
     """
 
     cut: int
@@ -94,6 +96,14 @@ class Decision:
     prediction: Optional[Prediction]
     plan: Optional[Plan] = None
     situation: Optional[Situation] = field(default=None, repr=False, compare=False)
+    coding: Optional[Coding] = None
+
+    @property
+    def codecs(self) -> Dict[str, str]:
+        """Names of codecs by tensor; the default ones for what is not in it."""
+        if self.coding is not None:
+            return dict(self.coding)
+        return {} if self.prediction is None else dict(self.prediction.coding)
 
 
 class Selector(Protocol):
@@ -152,11 +162,12 @@ def mode_at(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
     return "split" if manifest.cuts[cut].robot_segments else "frame"
 
 
-def decision_text(manifest: Manifest, cut: int, plan: Optional[Plan]) -> str:
-    """Name what is decided on: its mode, and its cut or plan as ``--cut`` takes it."""
+def decision_text(manifest: Manifest, cut: int, plan: Optional[Plan], coding: Coding = ()) -> str:
+    """Name what is decided on: its mode, its cut or plan as ``--cut`` takes it, its codecs."""
     mode = mode_at(manifest, cut, plan)
+    codecs = sorted({codec for _, codec in coding})
+    coded = f", {' and '.join(codecs)}" if codecs else ""
     if plan is not None:
-        return f"{MODE_NAMES[mode]} {plan_text(plan, manifest)}"
-    return (
-        f"{MODE_NAMES[mode]} at {manifest.cuts[cut].id}" if mode == "split" else MODE_NAMES[mode]
-    )
+        return f"{MODE_NAMES[mode]} {plan_text(plan, manifest)}{coded}"
+    at = f" at {manifest.cuts[cut].id}" if mode == "split" else ""
+    return f"{MODE_NAMES[mode]}{at}{coded}"

@@ -9,6 +9,7 @@ from typing import Dict, List, NamedTuple
 
 from engines.backend import available_backends
 from engines.fingerprint import device_name
+from runtime.power.find import look_for_sensor
 from runtime.version import VERSION
 
 __all__ = ["Check", "examine"]
@@ -35,6 +36,8 @@ class Check(NamedTuple):
 _NEEDED = ("numpy", "msgspec", "click", "rich")
 _OPTIONAL = {
     "Pillow": "images as a source: pip install 'splitrt[codecs]'",
+    "av": "videos and cameras as a source: pip install 'splitrt[video]'",
+    "nvidia-ml-py": "energy of an NVIDIA GPU: pip install 'splitrt[power]'",
     "torch": "compiling models: pip install 'splitrt[compile]'",
     "onnx": "compiling models: pip install 'splitrt[compile]'",
     "torch-tensorrt": (
@@ -84,7 +87,19 @@ def examine() -> List[Check]:
     for package, use in _OPTIONAL.items():
         found = _installed(package)
         checks.append(Check(package, bool(found), False, found, use))
+    checks.append(_power_sensor())
     return checks
+
+
+def _power_sensor() -> Check:
+    sensor, troubles = look_for_sensor()
+    found, mend = "none: energy is modelled", "docs/energy.md says which there are"
+    if sensor is not None:
+        found = f"{sensor.name} ({sensor.covers}, {sensor.where})"
+        sensor.close()
+    elif troubles:
+        mend = "; ".join(troubles)
+    return Check("power sensor", sensor is not None, False, found, mend)
 
 
 def _installed(package: str) -> str:

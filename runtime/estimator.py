@@ -1,98 +1,215 @@
-"""Learns goodput and round trip from the transfers themselves. Pure: no clock, no I/O.
+"""Learns what a link can do from what is sent over it. Pure: no clock, no I/O.
 
-Two exponentially weighted means of goodput run side by side, one quick and one slow; the
-estimate is the smaller. So it follows a fall at once and a rise with hesitation, since an
-inference caught by a fall costs more than one that could have used a rise.
+Evidence goes in with its time (``runtime.evidence``); ``at`` says what is known at some moment.
+The same evidence gives the same estimates, so that a run can be replayed.
 
-Source:
-    The fast/slow pair and its minimum are those of adaptive bitrate players
-    (shaka-player, ``ewma_bandwidth_estimator.js``).
+1. Readings of the connection's counters, every few milliseconds while anything is under way,
+   become samples of goodput over busy time (``runtime.busy``), long before a transfer ends.
+   A transfer over before there were readings enough is a sample as a whole.
+2. Samples make the level, quick to fall and slow to rise, and how far off it may be
+   (``runtime.goodput``).
+3. The same readings, and what becomes of the connection, make the state (``runtime.link_state``).
+4. The wait at the server, as it tells with each answer, is a part of the estimate. What is known
+   of it fades, so that a queue of long ago does not keep the robot away for ever.
+
+What is not sound (negative, not a number, counters that go back) is refused and counted.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
-from typing import Optional
+from typing import Callable, Optional, Tuple
 
-__all__ = ["LinkEstimate", "LinkEstimator"]
+from runtime.busy import MIN_SAMPLE_BYTES, BusyPeriods, Sample
+from runtime.evidence import (
+    Connected,
+    Evidence,
+    Lost,
+    QueueTime,
+    Reading,
+    RoundTrip,
+    Transfer,
+    sound,
+)
+from runtime.goodput import QUANTILES, Level
+from runtime.link_state import LinkState, States
 
-MIN_SAMPLE_BYTES = 16_384
-"""Smaller transfers are mostly latency and say little of goodput."""
-
-_FAST = 0.6
-_SLOW = 0.2
-"""Weight of the newest sample in the two means."""
+__all__ = ["LinkEstimate", "LinkEstimator", "LinkState"]
 
 _RTT_WEIGHT = 0.1
 _SHORTEST_S = 1e-6
 
+_LONG = 2.0
+_LONG_IF_SMALL = 4.0
+"""A transfer of fewer round trips is mostly latency: it gives a lower bound."""
+
+_QUEUE_WEIGHT = 0.3
+_QUEUE_FADES_S = 1.0
+"""The expected wait halves about as often while nobody asks the server."""
+
 
 @dataclass(frozen=True)
 class LinkEstimate:
-    """The link as it is now.
+    """The link at one moment.
 
     Attributes:
-        goodput_bps: Payload bits per second, up and down together; none while unknown.
+        goodput_bps: Payload bits per second, up and down together, quick to fall and slow to
+            rise; none while unknown.
         rtt_s: Round trip of a message without payload, in seconds.
-        samples: Transfers that the goodput rests on.
+        samples: Samples that the goodput rests on.
+        quantiles_bps: Goodput at each of ``runtime.goodput.QUANTILES``; empty while unknown.
+        state: Whether the link is up, degraded or down.
+        why: The evidence for the state, in words.
+        queue_s: Expected wait at the server in seconds.
+        age_s: Seconds since the newest sample; none while there is none.
     """
 
     goodput_bps: Optional[float]
     rtt_s: float
     samples: int
+    quantiles_bps: Tuple[float, ...] = ()
+    state: LinkState = LinkState.UP
+    why: str = ""
+    queue_s: float = 0.0
+    age_s: Optional[float] = None
+
+    def quantile(self, part: float) -> Optional[float]:
+        """Return the goodput that the link falls short of with probability ``part``.
+
+        Between the stated quantiles it is interpolated, beyond them it is the outermost. An
+        estimate without quantiles gives its goodput.
+        """
+        if not 0.0 <= part <= 1.0:
+            raise ValueError(f"quantile: expected 0 to 1, given {part}")
+        if not self.quantiles_bps:
+            return self.goodput_bps
+        points = list(zip(QUANTILES, self.quantiles_bps))
+        if part <= points[0][0]:
+            return points[0][1]
+        for (below, low), (above, high) in zip(points, points[1:]):
+            if part <= above:
+                return low * math.pow(high / low, (part - below) / (above - below))
+        return points[-1][1]
 
 
 class LinkEstimator:
-    """Keeps the estimate of one link. Safe across threads."""
+    """Keeps the estimate of one link. Safe across threads.
 
-    def __init__(self) -> None:
+    Args:
+        record: See below.
+
+    Attributes:
+        record: Told of each piece of evidence, in the order in which it is taken; for a file to
+            replay. None for nobody.
+        refused: Pieces of evidence that were not sound.
+    """
+
+    def __init__(self, record: Optional[Callable[[Evidence], None]] = None) -> None:
+        self.refused = 0
+        self.record = record
         self._lock = threading.Lock()
-        self._fast_bps: Optional[float] = None
-        self._slow_bps: Optional[float] = None
+        self._busy = BusyPeriods()
+        self._level = Level()
+        self._states = States()
+        self._last: Optional[Reading] = None
         self._rtt_s: Optional[float] = None
-        self._samples = 0
+        self._queue_s = 0.0
+        self._queue_at_s = 0.0
+        self._newest_s = 0.0
 
     def __repr__(self) -> str:
         return f"<LinkEstimator {self.estimate}>"
 
     @property
     def estimate(self) -> LinkEstimate:
-        """What is known now."""
-        with self._lock:
-            goodput: Optional[float] = None
-            if self._fast_bps is not None and self._slow_bps is not None:
-                goodput = min(self._fast_bps, self._slow_bps)
-            return LinkEstimate(goodput, self._rtt_s or 0.0, self._samples)
+        """What was known at the time of the newest evidence."""
+        return self.at(self._newest_s)
 
-    def round_trip(self, seconds: float) -> None:
-        """Note the round trip of a message without payload."""
+    def at(self, now_s: float) -> LinkEstimate:
+        """Return what is known at ``now_s``, not before the newest evidence."""
         with self._lock:
-            if self._rtt_s is None or seconds < self._rtt_s:
-                self._rtt_s = seconds
+            return LinkEstimate(
+                goodput_bps=self._level.goodput_bps,
+                rtt_s=self._rtt_s or 0.0,
+                samples=self._level.samples,
+                quantiles_bps=self._level.quantiles_bps(now_s),
+                state=self._states.state,
+                why=self._states.why,
+                queue_s=self._faded_s(now_s),
+                age_s=self._level.age_s(now_s),
+            )
+
+    def take(self, evidence: Evidence) -> bool:
+        """Note a piece of evidence; returns false where it was refused."""
+        with self._lock:
+            if not sound(evidence):
+                self.refused += 1
+                return False
+            if self.record is not None:
+                self.record(evidence)
+            self._newest_s = max(self._newest_s, evidence.at_s)
+            if isinstance(evidence, Reading):
+                return self._reading(evidence)
+            if isinstance(evidence, Transfer):
+                return self._transfer(evidence)
+            if isinstance(evidence, RoundTrip):
+                self._round_trip(evidence.seconds)
+            elif isinstance(evidence, QueueTime):
+                known_s = self._faded_s(evidence.at_s)
+                self._queue_s = known_s + _QUEUE_WEIGHT * (evidence.seconds - known_s)
+                self._queue_at_s = evidence.at_s
             else:
-                self._rtt_s += _RTT_WEIGHT * (seconds - self._rtt_s)
+                self._last, self._busy = None, BusyPeriods()
+                if isinstance(evidence, Connected):
+                    self._states.connected()
+                else:
+                    assert isinstance(evidence, Lost)
+                    self._states.lost(evidence.why)
+            return True
 
-    def transfer(self, payload_bytes: int, seconds: float) -> Optional[float]:
-        """Note a transfer.
+    def _reading(self, reading: Reading) -> bool:
+        last, self._last = self._last, reading
+        if last is not None and (
+            reading.at_s < last.at_s
+            or reading.acked_bytes < last.acked_bytes
+            or reading.received_bytes < last.received_bytes
+        ):
+            self._last = last
+            self.refused += 1
+            return False
+        self._states.reading(reading)
+        for sample in self._busy.take(reading):
+            self._sample(sample)
+        return True
 
-        Args:
-            payload_bytes: Bytes that went up and came back.
-            seconds: From the first byte sent to the last received, less the time that the
-                server had the request.
+    def _transfer(self, transfer: Transfer) -> bool:
+        """Take a whole transfer for a sample, if it is not mostly latency."""
+        newest_s = self._level.newest_s
+        if newest_s is not None and newest_s >= transfer.at_s - transfer.seconds:
+            return True  # readings have told of it, and more exactly
+        rtt_s, seconds = self._rtt_s or 0.0, transfer.seconds
+        small = transfer.payload_bytes < MIN_SAMPLE_BYTES
+        at_least = small and not rtt_s
+        at_least |= seconds < rtt_s * (_LONG_IF_SMALL if small else _LONG)
+        on_link_s = max(seconds if at_least else seconds - rtt_s, _SHORTEST_S)
+        bits = 8.0 * transfer.payload_bytes
+        self._sample(Sample(transfer.at_s, bits / on_link_s, on_link_s, at_least))
+        return True
 
-        Returns:
-            Its goodput in bits per second; none if it was too small to count.
-        """
-        if payload_bytes < MIN_SAMPLE_BYTES:
-            return None
-        with self._lock:
-            on_link_s = max(seconds - (self._rtt_s or 0.0), seconds * 0.1, _SHORTEST_S)
-            goodput = payload_bytes * 8.0 / on_link_s
-            if self._fast_bps is None or self._slow_bps is None:
-                self._fast_bps = self._slow_bps = goodput
-            else:
-                self._fast_bps += _FAST * (goodput - self._fast_bps)
-                self._slow_bps += _SLOW * (goodput - self._slow_bps)
-            self._samples += 1
-            return goodput
+    def _sample(self, sample: Sample) -> None:
+        if self._level.take(sample):
+            quick_bps = self._level.quick_bps
+            assert quick_bps is not None  # a sample was taken
+            self._states.goodput(sample.at_s, quick_bps)
+
+    def _round_trip(self, seconds: float) -> None:
+        if self._rtt_s is None or seconds < self._rtt_s:
+            self._rtt_s = seconds
+        else:
+            self._rtt_s += _RTT_WEIGHT * (seconds - self._rtt_s)
+
+    def _faded_s(self, now_s: float) -> float:
+        since_s = max(now_s - self._queue_at_s, 0.0)
+        return self._queue_s * math.exp(-math.log(2.0) * since_s / _QUEUE_FADES_S)

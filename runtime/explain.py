@@ -137,13 +137,14 @@ def explain(situation: Situation) -> Explanation:
             goodput_bps=mean_bps,
             rtt_s=link.rtt_s,
             queue_s=situation.queue_s,
+            coding=choice.coding,
         )
         chosen = place == found.best
         reason = why_not[place] or _reason(found, place, situation.objective)
         if situation.serial and choice.plan is not None:
             reason = "no plan can be carried out now"
         candidate = Candidate(
-            name=decision_text(plans.manifest, choice.cut, choice.plan),
+            name=decision_text(plans.manifest, choice.cut, choice.plan, choice.coding),
             latency_s=float(found.latencies_s[place]),
             energy_j=float(found.energies_j[place]),
             predicted=predicted,
@@ -193,7 +194,9 @@ def _others(plans: PreparedPlans, situation: Situation) -> Dict[str, str]:
         except ManifestError:
             continue
         decision = selector.decide(situation)
-        found[name] = decision_text(plans.manifest, decision.cut, decision.plan)
+        found[name] = decision_text(
+            plans.manifest, decision.cut, decision.plan, tuple(decision.codecs.items())
+        )
     return found
 
 

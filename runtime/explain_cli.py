@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from calibration.codings import CodecCost, CodecOffer, Codings
 from calibration.energy import StatePower, parse_power
 from calibration.latency_table import read_table
 from calibration.objectives import (
@@ -22,6 +23,7 @@ from calibration.objectives import (
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes, estimated_times
 from engines.bundle import Bundle
+from engines.codecs import CODECS
 from engines.console import command_options, print_json
 from engines.errors import SplitError
 from runtime.decision import Situation
@@ -74,17 +76,25 @@ def explain_command(
 ) -> None:
     """Print what BUNDLE can do on a link, what each takes, what is chosen and why not the others.
 
-    Times are those that the bundle was compiled with, unless tables are given.
+    Times are those that the bundle was compiled with, unless tables are given. Codecs are among
+    the choices where the robot's table has their costs; both ends are taken to have them all.
     """
     wanted = parse_objective(objective)
     low, high = _goodputs(goodput)
     opened = Bundle.open(bundle)
     constraints = Constraints(keep_local)
     check_constraints(constraints, opened.manifest)
-    robot, robot_from = _times(opened, "robot", robot_table)
-    server, server_from = _times(opened, "server", server_table)
+    robot, robot_from, codecs = _times(opened, "robot", robot_table)
+    server, server_from, there = _times(opened, "server", server_table)
+    offer = CodecOffer(
+        usable=tuple(name for name, _ in CODECS.values()), robot=codecs, server=there
+    )
     plans = PreparedPlans(
-        opened.manifest, robot, server, parse_power(power) if power else StatePower()
+        opened.manifest,
+        robot,
+        server,
+        parse_power(power) if power else StatePower(),
+        codings=Codings(opened.manifest, offer) if codecs else None,
     )
     link = SpreadLink(low, high, rtt_ms / 1e3)
     found = explain(Situation(plans, link, queue_ms / 1e3, wanted, constraints))
@@ -148,8 +158,10 @@ def _goodputs(text: str) -> Tuple[float, float]:
     raise SplitError(f"--goodput {text!r}: expected Mbps above 0, as in 40, or as in 20-60")
 
 
-def _times(opened: Bundle, side: str, path: Optional[str]) -> Tuple[SegmentTimes, str]:
-    """Return one side's times and where they are from."""
+def _times(
+    opened: Bundle, side: str, path: Optional[str]
+) -> Tuple[SegmentTimes, str, Tuple[CodecCost, ...]]:
+    """Return one side's times, where they are from, and what codecs cost there."""
     if path is not None:
         table = read_table(Path(path))
         if table.bundle != opened.digest:
@@ -157,7 +169,8 @@ def _times(opened: Bundle, side: str, path: Optional[str]) -> Tuple[SegmentTimes
                 f"{path}: expected a table of bundle {opened.digest[:12]}, given one of "
                 f"{table.bundle[:12]}; run `runtime profile` on this bundle"
             )
-        return estimated_times(opened.manifest, table.times()), str(table.fingerprint)
+        times = estimated_times(opened.manifest, table.times())
+        return times, str(table.fingerprint), table.codecs
     estimate = opened.manifest.estimates.get(side)
     if estimate is None:
         raise SplitError(
@@ -165,4 +178,4 @@ def _times(opened: Bundle, side: str, path: Optional[str]) -> Tuple[SegmentTimes
             "which `runtime profile` writes"
         )
     times = estimated_times(opened.manifest, SegmentTimes(estimate.segments_s))
-    return times, f"{estimate.device} ({estimate.source})"
+    return times, f"{estimate.device} ({estimate.source})", ()

@@ -15,6 +15,7 @@ from engines.errors import SourceError, SplitError, UnansweredError
 from runtime.live import LiveTable
 from runtime.recording import Recorder
 from runtime.result import Result
+from runtime.sources import Source
 from runtime.summary import Summary
 
 __all__ = ["Telling", "read_labels", "result_line", "summary_line"]
@@ -36,6 +37,7 @@ class Telling:
         recorder: Records the run; none for no record.
         people: Whether people are told too, on the standard output: with a live table where that
             is a terminal.
+        source: Where the samples come from: what it dropped or could not read is told.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Telling:
         folder: Optional[Path],
         recorder: Optional[Recorder],
         people: bool,
+        source: Optional[Source] = None,
     ) -> None:
         self.summary = Summary()
         self._sinks = sinks
         self._names = names
         self._folder = folder
         self._recorder = recorder
+        self._source = source
         self._people = people
         self._live = LiveTable(title, self.summary) if people and sys.stdout.isatty() else None
         self._began_s = time.monotonic()
@@ -66,6 +70,9 @@ class Telling:
     def __exit__(self, kind: Optional[type], *_: object) -> None:
         if kind is not None and issubclass(kind, SplitError):
             self.summary.failures += 1
+        if self._source is not None:
+            self.summary.dropped = self._source.dropped
+            self.summary.unreadable = self._source.unreadable
         sums = self.summary.record(elapsed_s=time.monotonic() - self._began_s)
         if self._live is not None:
             self._live.close()
@@ -138,7 +145,7 @@ def result_line(record: Dict[str, Any]) -> str:
         f"{record['plan'] or record['cut']} {record['answered_by']:8}  "
         f"robot {record['robot_ms']:.2f}  link {record['link_ms']:.2f}"
         f"  server {record['server_ms']:.2f} ms  up {record['bytes_up']}  "
-        f"{record['energy_j']:.3f} J  {record['source']}{label}{rate}"
+        f"{record['energy_j']:.3f} J {record['energy_source']}  {record['source']}{label}{rate}"
     )
 
 
@@ -148,12 +155,15 @@ def summary_line(summary: Dict[str, Any]) -> str:
     lossy = f", {summary['lossy']} LOSSY" if summary["lossy"] else ""
     if not summary["count"]:
         return "no inference was run"
+    lost = f"; {summary['dropped']} frames dropped" if summary["dropped"] else ""
+    if summary["unreadable"]:
+        lost += f"; {summary['unreadable']} files unreadable"
     rate = "" if summary["rate_hz"] is None else f" {summary['rate_hz']:.2f} a second,"
     ratio = summary["ratio_p50"]
     predicted = "" if ratio is None else f"; measured / predicted p50 {ratio:.3f}"
     return (
         f"{summary['count']} inferences ({who}{lossy}), {summary['failures']} failed; latency p50 "
         f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
-        f"mean energy {summary['mean_energy_j']:.3f} J (modelled);{rate} "
-        f"age p50 {summary['age_p50_ms']:.2f} ms{predicted}"
+        f"mean energy {summary['mean_energy_j']:.3f} J ({summary['energy_source']});{rate} "
+        f"age p50 {summary['age_p50_ms']:.2f} ms{predicted}{lost}"
     )

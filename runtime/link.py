@@ -7,8 +7,9 @@
    by the same deadline. A request in stripes is written by the robot's sender thread instead.
    Whoever misses a deadline breaks the connection: the handshake that follows proves whether the
    server lives.
-3. While nothing has been sent for ``PROBE_EVERY_S``, a probe of ``PROBE_BYTES`` keeps the
-   estimate fresh and notices a server that froze.
+3. While anything is under way, the meter reads the connection's counters for the estimator.
+   Where no transfer has told of goodput for ``PROBE_EVERY_S``, a probe within the budget
+   (``runtime.probing``) keeps the estimate fresh and notices a server that froze.
 4. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
 """
 
@@ -29,11 +30,21 @@ from engines.errors import (
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, returned, sent
 from engines.tensors import Array
-from runtime.estimator import LinkEstimator
+from runtime.estimator import LinkEstimate, LinkEstimator
+from runtime.evidence import Connected, Lost, QueueTime, RoundTrip, Transfer
 from runtime.handshake import HANDSHAKE_S, shake_hands
 from runtime.messages import STALL_S, Channel, Message
-from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.meter import Meter
+from runtime.payload import (
+    NO_CODECS,
+    Clock,
+    check_parts,
+    known_codecs,
+    pack_tensors,
+    read_tensors,
+)
 from runtime.preparations import Preparations
+from runtime.probing import ProbeBudget
 from runtime.protocol import Role
 from runtime.requests import Answer, Request
 from runtime.transport import Deadline, connect
@@ -59,8 +70,16 @@ __all__ = ["Link"]
 logger = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 1.0
-PROBE_BYTES = 32_768
-"""Probes take at most 32 kB a second, and only of an idle link."""
+"""Shortest time between probes, and age of the estimate at which an idle link is probed."""
+
+_PROBE_BUSY_S = 3.0
+"""Age at which a link is probed that is never idle but carries too little to tell anything."""
+
+_RTT_EVERY_S = 5.0
+"""Age of the round trip at which a probe measures that, and nothing else."""
+
+_QUICK_S = 0.05
+"""A request that took the link no longer is a sample as a whole: readings may have been few."""
 
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 0.5
@@ -96,6 +115,7 @@ class Link:
         table: Optional[Table] = None,
     ) -> None:
         self.estimator = LinkEstimator()
+        self._budget = ProbeBudget(HEADER_BYTES)
         self.server_table: Optional[Table] = None
         self.trouble = "not connected yet"
         self.fatal: Optional[SplitError] = None
@@ -110,9 +130,12 @@ class Link:
         self._preparations = Preparations()
         self.takes_stripes = False
         self._next = 1
-        self._busy_until_s = 0.0
+        self._probed_s = 0.0
+        self._rtt_at_s = 0.0
+        self._metered = False
         self._closing = threading.Event()
         self._settled = threading.Event()
+        self._meter = Meter(self.estimator)
         self._reader = threading.Thread(target=self._keep_up, name="splitrt-link", daemon=True)
         self._prober = threading.Thread(target=self._probe, name="splitrt-probe", daemon=True)
         self._reader.start()
@@ -127,6 +150,16 @@ class Link:
         """Whether requests can be sent now."""
         return self._channel is not None
 
+    @property
+    def estimate(self) -> LinkEstimate:
+        """The link as estimated now."""
+        return self.estimator.at(time.monotonic())
+
+    @property
+    def probe_bytes(self) -> int:
+        """Bytes sent as probes so far."""
+        return self._budget.spent_bytes
+
     def wait_settled(self, timeout_s: float) -> bool:
         """Wait until the first attempt to connect has ended; returns whether the link is up."""
         self._settled.wait(timeout_s)
@@ -138,6 +171,7 @@ class Link:
         tensors: Mapping[str, Array],
         *,
         deadline: Deadline,
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> Request:
         """Send the frontier of a cut.
 
@@ -145,19 +179,33 @@ class Link:
             cut_index: Index of the cut.
             tensors: Its frontier, by name; left alone until this returns.
             deadline: When the last byte must be with the kernel.
+            codecs: As for :meth:`begin`.
 
         Raises:
             LinkError: There is no connection, or it broke.
             DeadlineError: The deadline came first; the connection was broken off.
         """
         specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
-        parts, payload = pack_tensors(specs, tensors)
-        request = self.begin(cut_index)
+        codecs = self._known(codecs)
+        parts, payload = pack_tensors(specs, tensors, codecs)
+        request = self.begin(cut_index, codecs=codecs)
         self._write(request, 0, parts, payload, deadline=deadline)
         return request
 
-    def begin(self, cut_index: int, plan: Optional[Plan] = None) -> Request:
+    def begin(
+        self,
+        cut_index: int,
+        plan: Optional[Plan] = None,
+        *,
+        codecs: Mapping[str, str] = NO_CODECS,
+    ) -> Request:
         """Open a request, of which nothing is sent yet.
+
+        Args:
+            cut_index: Index of the cut.
+            plan: How it is striped; none for a whole request.
+            codecs: Names of codecs by tensor, of what is sent and of the results; those that the
+                server does not have are left out.
 
         Raises:
             LinkError: There is no connection.
@@ -170,7 +218,7 @@ class Link:
             channel = self._channel
             if channel is None:
                 raise LinkError(f"no connection: {self.trouble}")
-            request = Request(channel, self._next, cut_index, plan, results)
+            request = Request(channel, self._next, cut_index, plan, results, self._known(codecs))
             self._next += 1
             request.alone = not self._requests
             for other in self._requests.values():
@@ -193,7 +241,7 @@ class Link:
             return
         begin = time.monotonic()
         specs = sent(request.plan, self._manifest, stripe)
-        parts, payload = pack_tensors(specs, tensors)
+        parts, payload = pack_tensors(specs, tensors, request.codecs)
         try:
             self._write(request, stripe, parts, payload, deadline=Deadline(None))
         except LinkError as exc:
@@ -251,23 +299,24 @@ class Link:
     ) -> None:
         """Write one message of a request; the request fails with it."""
         first = request.unsent == request.stripes
-        meta = Infer(parts, request.plan if first else None)
+        meta = Infer(parts, request.plan, request.wishes) if first else Infer(parts)
         size = sum(view.nbytes for view in payload)
         # Counted before: the answer may be quicker than the return from the last write.
         request.unsent -= 1
         request.bytes_up += message_bytes(meta, size)
         try:
-            request.channel.send(
-                Kind.INFER,
-                meta,
-                request=request.number,
-                cut=int(self._manifest.cuts[request.cut].id, 16),
-                stripe=stripe,
-                stripes=request.stripes,
-                tensors=len(parts),
-                payload=payload,
-                deadline=deadline,
-            )
+            with self._meter.sending():
+                request.channel.send(
+                    Kind.INFER,
+                    meta,
+                    request=request.number,
+                    cut=int(self._manifest.cuts[request.cut].id, 16),
+                    stripe=stripe,
+                    stripes=request.stripes,
+                    tensors=len(parts),
+                    payload=payload,
+                    deadline=deadline,
+                )
         except LinkError as exc:
             self._learn_from_failure(request, size, exc)
             raise
@@ -293,6 +342,7 @@ class Link:
             shaking.stream.abort()
         self._reader.join(HANDSHAKE_S * 2 + 1)
         self._prober.join(PROBE_EVERY_S + 1)
+        self._meter.close()
 
     # -- the connection's own thread ---------------------------------------------------------
 
@@ -334,9 +384,14 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
+        self.estimator.take(Connected(time.monotonic()))
+        self._metered = channel.stream.counters() is not None
+        self._meter.attach(channel.stream)
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
-        self._ping(channel, PROBE_BYTES)
+        size = self._take_from_budget()
+        if size:
+            self._ping(channel, size)
 
     def _take(self, channel: Channel, message: Message) -> None:
         """Act on one message."""
@@ -381,14 +436,21 @@ class Link:
         check_parts(specs, result.parts)
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
+        clock = Clock()
         begin_s = time.monotonic()
         try:
-            tensors = read_tensors(
-                channel.stream, specs, result.parts, deadline=Deadline(None), stall_s=STALL_S
-            )
+            with self._meter.receiving():
+                tensors = read_tensors(
+                    channel.stream,
+                    specs,
+                    result.parts,
+                    deadline=Deadline(None),
+                    stall_s=STALL_S,
+                    clock=clock,
+                )
         except CodecError as exc:
             error = exc
-        end_s = time.monotonic()
+        end_s = time.monotonic() - clock.decoding_s
         self._forget(header.request)
         if error is not None:
             request.settle(None, LinkError(f"the server's answer cannot be decoded: {error}"))
@@ -401,17 +463,20 @@ class Link:
         request.settle(answer)
 
     def _learn(self, request: Request, answer: Answer) -> None:
-        """Let the estimator know how long the link was busy with a request."""
-        result = answer.result
+        """Tell the estimator what the answer says, and what the meter was too slow to see."""
+        result, now_s = answer.result, time.monotonic()
+        self.estimator.take(QueueTime(now_s, result.queue_s))
         if request.plan is None and request.alone:
-            on_link_s = answer.elapsed_s - result.queue_s - result.compute_s
-            total = request.bytes_up + answer.bytes_down
-            self.estimator.transfer(total, max(on_link_s, 0.0))
-            return
-        # Its stripes went out while the robot computed, or behind another request's: only the
-        # server saw how long they were on their way, each from its header to its last byte.
-        rtt_s = self.estimator.estimate.rtt_s
-        self.estimator.transfer(request.bytes_up, result.receive_s + rtt_s)
+            on_link_s = max(answer.elapsed_s - result.queue_s - result.compute_s, 0.0)
+            if on_link_s <= _QUICK_S or not self._metered:
+                total = request.bytes_up + answer.bytes_down
+                self.estimator.take(Transfer(now_s, total, on_link_s))
+        elif not self._metered:
+            # Its stripes went out while the robot computed, or behind another request's: only
+            # the server saw how long they were on their way, each from its header to its last
+            # byte.
+            on_link_s = result.receive_s + self.estimator.estimate.rtt_s
+            self.estimator.take(Transfer(now_s, request.bytes_up, on_link_s))
 
     def _down(self, channel: Optional[Channel], why: LinkError) -> None:
         """Fail every request under way and note why."""
@@ -422,7 +487,9 @@ class Link:
             self._requests.clear()
             self._pings.clear()
             self._preparations.forget()
+        self._meter.attach(None)
         self.trouble = str(why)
+        self.estimator.take(Lost(time.monotonic(), self.trouble))
         if channel is not None:
             channel.stream.close()
         for request in failed:
@@ -439,18 +506,31 @@ class Link:
             with self._lock:
                 channel = self._channel
                 late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
-                idle = not self._requests and not self._pings
-                due = now >= self._busy_until_s
+                idle, waiting = not self._requests, bool(self._pings)
             if channel is None:
                 continue
             if late:
                 logger.info("%s: no answer to a probe", channel.stream.peer)
                 channel.stream.abort()
-            elif idle and due:
+                continue
+            age_s = self.estimator.at(now).age_s
+            stale = age_s is None or age_s >= (PROBE_EVERY_S if idle else _PROBE_BUSY_S)
+            if waiting or not stale or now - self._probed_s < PROBE_EVERY_S:
+                continue
+            size = self._take_from_budget()
+            if size is not None:
                 try:
-                    self._ping(channel, PROBE_BYTES)
+                    self._ping(channel, size)
                 except LinkError as exc:
                     logger.debug("probe not sent: %s", exc)
+
+    def _take_from_budget(self) -> Optional[int]:
+        """Return the payload of the probe that may be sent now; none for no probe."""
+        now = time.monotonic()
+        goodput_bps = self.estimator.estimate.goodput_bps
+        payload = now - self._rtt_at_s < _RTT_EVERY_S or goodput_bps is None
+        with self._lock:
+            return self._budget.probe(now, goodput_bps, payload=payload)
 
     def _limit_s(self, size: int) -> float:
         """Return how long a probe may take: what the link needs, twice over, and a pause."""
@@ -464,10 +544,11 @@ class Link:
             number = self._next
             self._next += 1
             self._pings[number] = (time.monotonic(), size)
-            self._busy_until_s = time.monotonic() + PROBE_EVERY_S
+            self._probed_s = time.monotonic()
         payload = [memoryview(bytes(size))] if size else []
         try:
-            channel.send(Kind.PING, Nothing(), request=number, payload=payload)
+            with self._meter.sending():
+                channel.send(Kind.PING, Nothing(), request=number, payload=payload)
         except LinkError:
             # Else the probe of a lost connection would be waited for on the next one.
             with self._lock:
@@ -480,25 +561,32 @@ class Link:
         if sent is None:
             raise RemoteProtocolError(f"PONG of probe {number}, which was not sent")
         begin_s, size = sent
-        elapsed_s = time.monotonic() - begin_s
+        now_s = time.monotonic()
         if size:
-            self.estimator.transfer(size, elapsed_s)
+            self.estimator.take(Transfer(now_s, size, now_s - begin_s))
             self._settled.set()
         else:
-            self.estimator.round_trip(elapsed_s)
+            self._rtt_at_s = now_s
+            self.estimator.take(RoundTrip(now_s, now_s - begin_s))
+            if self.estimator.estimate.goodput_bps is not None:
+                self._settled.set()
 
     # -- shared ------------------------------------------------------------------------------
 
+    def _known(self, codecs: Mapping[str, str]) -> Mapping[str, str]:
+        table = self.server_table
+        return known_codecs(codecs, () if table is None else table.codec_ids) if codecs else codecs
+
     def _forget(self, number: int) -> Optional[Request]:
         with self._lock:
-            self._busy_until_s = time.monotonic() + PROBE_EVERY_S
             return self._requests.pop(number, None)
 
     def _learn_from_failure(self, request: Request, sent: int, why: LinkError) -> None:
         """Count what a failed transfer did deliver: a slow link must not look unknown."""
         left = request.channel.stream.unacknowledged_bytes()
         elapsed_s = time.monotonic() - request.begin_s
-        if isinstance(why, DeadlineError) and left:
-            self.estimator.transfer(max(sent - left, 0), elapsed_s)
+        if isinstance(why, DeadlineError) and left and not self._metered:
+            delivered = Transfer(time.monotonic(), max(sent - left, 0), elapsed_s)
+            self.estimator.take(delivered)
         self._forget(request.number)
         request.settle(None, why)

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence, Tuple
+import logging
+import time
+from types import MappingProxyType
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
-from engines.codecs import codec_by_id, default_codec
+from engines.codecs import Codec, codec_by_id, codec_ids_here, default_codec, open_codec
 from engines.errors import CodecError, RemoteProtocolError
 from engines.tensors import Array, TensorSpec
 from runtime.transport import Deadline, Stream
 from runtime.wire import Part
 
-__all__ = ["check_parts", "pack_tensors", "read_tensors"]
+__all__ = [
+    "NO_CODECS",
+    "Clock",
+    "check_parts",
+    "known_codecs",
+    "pack_tensors",
+    "read_tensors",
+    "wished_codecs",
+]
+
+logger = logging.getLogger(__name__)
+
+NO_CODECS: Mapping[str, str] = MappingProxyType({})
+"""Every tensor by its default codec."""
 
 IDENTITY = 0
 """Wire id of the codec whose bytes are the array's own: read without a copy."""
 
 
+class Clock:
+    """Adds up the seconds that decoding took."""
+
+    def __init__(self) -> None:
+        self.decoding_s = 0.0
+
+
 def pack_tensors(
-    specs: Sequence[TensorSpec], tensors: Mapping[str, Array]
+    specs: Sequence[TensorSpec],
+    tensors: Mapping[str, Array],
+    codecs: Mapping[str, str] = NO_CODECS,
 ) -> Tuple[Tuple[Part, ...], List[memoryview]]:
-    """Encode tensors with their default codecs.
+    """Encode tensors.
 
     Args:
         specs: Which tensors, in the order of the wire.
         tensors: Arrays by name; left alone until the buffers are written.
+        codecs: Names of codecs by tensor. A tensor without one, or to which its codec does not
+            apply, has its default codec; so has one whose values its codec cannot encode.
 
     Returns:
         How each tensor is coded, and its bytes: a buffer a tensor.
@@ -33,13 +60,48 @@ def pack_tensors(
     parts: List[Part] = []
     buffers: List[memoryview] = []
     for spec in specs:
-        codec = default_codec(spec)
         array = np.ascontiguousarray(tensors[spec.name])
-        size = 0 if codec.wire_id == IDENTITY else codec.max_encoded_bytes(spec)
-        coded = codec.encode(array, memoryview(bytearray(size)))
+        codec, coded = _coded(spec, array, codecs.get(spec.name))
         parts.append(Part(codec.wire_id, coded.nbytes))
         buffers.append(coded)
     return tuple(parts), buffers
+
+
+def wished_codecs(specs: Sequence[TensorSpec], names: Sequence[str]) -> Dict[str, str]:
+    """Return the codecs that a peer would have tensors in, less those that are not here."""
+    return {spec.name: name for spec, name in zip(specs, names) if name and _is_here(name)}
+
+
+def known_codecs(codecs: Mapping[str, str], ids: Sequence[int]) -> Dict[str, str]:
+    """Return those of some codecs by tensor that are here and among a peer's ``ids``."""
+    return {
+        tensor: name
+        for tensor, name in codecs.items()
+        if _is_here(name) and open_codec(name).wire_id in ids
+    }
+
+
+def _is_here(name: str) -> bool:
+    try:
+        return open_codec(name).wire_id in codec_ids_here()
+    except CodecError:
+        return False
+
+
+def _coded(spec: TensorSpec, array: Array, name: Optional[str]) -> Tuple[Codec, memoryview]:
+    usual = default_codec(spec)
+    codec = usual if name is None else open_codec(name)
+    if codec is not usual and codec.applies(spec):
+        try:
+            return codec, _encoded(codec, spec, array)
+        except CodecError as exc:
+            logger.debug("tensor %r as %s: %s", spec.name, usual.name, exc)
+    return usual, _encoded(usual, spec, array)
+
+
+def _encoded(codec: Codec, spec: TensorSpec, array: Array) -> memoryview:
+    size = 0 if codec.wire_id == IDENTITY else codec.max_encoded_bytes(spec)
+    return codec.encode(array, np.empty(size, np.uint8).data)
 
 
 def check_parts(specs: Sequence[TensorSpec], parts: Sequence[Part]) -> None:
@@ -72,6 +134,7 @@ def read_tensors(
     *,
     deadline: Deadline,
     stall_s: float,
+    clock: Optional[Clock] = None,
 ) -> Dict[str, Array]:
     """Read a payload into new arrays, those of codec ``identity`` without a copy.
 
@@ -81,6 +144,7 @@ def read_tensors(
         parts: How they are coded; :func:`check_parts` has accepted them.
         deadline: When all must be there.
         stall_s: Longest wait for the next byte.
+        clock: Told how long decoding takes.
 
     Raises:
         LinkError: The connection broke.
@@ -96,12 +160,15 @@ def read_tensors(
             raw = array.reshape(-1).view(np.uint8).data
             stream.read_into(raw, deadline=deadline, stall_s=stall_s)
         else:
-            coded = memoryview(bytearray(part.nbytes))
+            coded = np.empty(part.nbytes, np.uint8).data
             stream.read_into(coded, deadline=deadline, stall_s=stall_s)
+            begin = time.perf_counter()
             try:
                 codec_by_id(part.codec).decode(coded, array)
             except CodecError as exc:
                 wrong.append(f"tensor {spec.name!r}: {exc}")
+            if clock is not None:
+                clock.decoding_s += time.perf_counter() - begin
         tensors[spec.name] = array
     if wrong:
         raise CodecError("; ".join(wrong))

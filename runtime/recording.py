@@ -12,6 +12,7 @@ from typing import Any, Callable, Dict, List, Optional, TextIO, Tuple, Union
 
 import msgspec
 
+from calibration.codings import CodecOffer, Codings
 from calibration.energy import StatePower
 from calibration.objectives import UNCONSTRAINED, Constraints
 from calibration.plan_text import plan_text
@@ -81,12 +82,14 @@ class Tables(msgspec.Struct, frozen=True, kw_only=True, tag="tables"):
         robot: Times on the robot.
         server: Times on the server.
         power: The robot's power by state.
+        codecs: Which codecs there were, and their costs; none where nothing was chosen of them.
     """
 
     number: int
     robot: SegmentTimes
     server: SegmentTimes
     power: StatePower
+    codecs: Optional[CodecOffer] = None
 
 
 class RecordedLink(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +151,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
         bytes_up: Sent.
         bytes_down: Received.
         energy_j: Modelled.
+        measured_j: The energy that a sensor measured; none where there was none.
         age_s: Measured.
         true_bps: The link's goodput during the inference, where something knew it.
     """
@@ -175,6 +179,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
     age_s: float
     true_bps: Optional[float] = None
     in_flight: Optional[int] = None
+    measured_j: Optional[float] = None
 
     def __post_init__(self) -> None:
         times = (self.at_s, self.queue_s, self.latency_s, self.robot_s, self.link_s)
@@ -182,6 +187,9 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
             raise ValueError("expected seconds of 0 or more")
         if self.true_bps is not None and not self.true_bps > 0:
             raise ValueError(f"true_bps: expected bits per second above 0, given {self.true_bps}")
+
+
+_TablesKey = Tuple[SegmentTimes, SegmentTimes, StatePower, Optional[CodecOffer]]
 
 
 class Recorder:
@@ -210,7 +218,7 @@ class Recorder:
         self._manifest = bundle.manifest
         self._clock = clock
         self._began_s = clock()
-        self._numbers: Dict[Tuple[SegmentTimes, SegmentTimes, StatePower], int] = {}
+        self._numbers: Dict[_TablesKey, int] = {}
         self._write(
             RunHeader(
                 version=VERSION,
@@ -256,7 +264,8 @@ class Recorder:
                 waited_s=result.queue_s,
                 bytes_up=result.bytes_up,
                 bytes_down=result.bytes_down,
-                energy_j=result.energy_j,
+                energy_j=result.modelled_j,
+                measured_j=result.energy_j if result.energy_source == "measured" else None,
                 age_s=result.age_s,
                 true_bps=true_bps,
                 in_flight=situation.in_flight,
@@ -264,12 +273,19 @@ class Recorder:
         )
 
     def _number(self, plans: PreparedPlans) -> int:
-        key = (plans.robot, plans.server, plans.power)
+        offer = None if plans.codings is None else plans.codings.offer
+        key = (plans.robot, plans.server, plans.power, offer)
         number = self._numbers.get(key)
         if number is None:
             number = self._numbers[key] = len(self._numbers)
             self._write(
-                Tables(number=number, robot=plans.robot, server=plans.server, power=plans.power)
+                Tables(
+                    number=number,
+                    robot=plans.robot,
+                    server=plans.server,
+                    power=plans.power,
+                    codecs=offer,
+                )
             )
         return number
 
@@ -309,12 +325,14 @@ class Run:
             return None
         if number not in self._plans:
             tables = self._tables[number]
+            offer = tables.codecs
             self._plans[number] = PreparedPlans(
                 self.header.manifest,
                 tables.robot,
                 tables.server,
                 tables.power,
                 least_halo=self.header.least_halo,
+                codings=None if offer is None else Codings(self.header.manifest, offer),
             )
         return self._plans[number]
 

@@ -23,8 +23,8 @@ from calibration.objectives import Objective, parse_objective
 from calibration.plan_text import is_plan_text, parse_plan
 from calibration.prepared import PreparedPlans
 from engines.stripe_plans import Plan
+from runtime.busy import MIN_SAMPLE_BYTES
 from runtime.decision import Decision, Selector, Situation, decision_text, mode_at
-from runtime.estimator import MIN_SAMPLE_BYTES
 from runtime.recording import Inference, Run
 from runtime.selector import open_selector
 
@@ -159,7 +159,9 @@ def _replayed(
     manifest = run.header.manifest
     return Replayed(
         seq=record.seq,
-        choice=decision_text(manifest, decision.cut, decision.plan),
+        choice=decision_text(
+            manifest, decision.cut, decision.plan, tuple(decision.codecs.items())
+        ),
         mode=mode_at(manifest, decision.cut, decision.plan),
         latency_s=latency_s,
         energy_j=energy_j,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Dict, Mapping, NamedTuple, Optional, Tuple
 
 from engines.errors import LinkError
 from engines.stripe_plans import Plan, messages
 from engines.tensors import Array, TensorSpec
 from runtime.messages import Channel
+from runtime.payload import NO_CODECS
 from runtime.transport import Deadline
 from runtime.wire import Result
 
@@ -49,6 +50,7 @@ class Request:
         bytes_up: Sent so far.
         sending_s: Seconds spent on coding and writing.
         alone: Whether no other request was under way at any time.
+        codecs: Codecs by tensor, of what is sent and of what is wished for in return.
     """
 
     def __init__(
@@ -58,12 +60,14 @@ class Request:
         cut: int,
         plan: Optional[Plan] = None,
         results: Tuple[TensorSpec, ...] = (),
+        codecs: Mapping[str, str] = NO_CODECS,
     ) -> None:
         self.channel = channel
         self.number = number
         self.cut = cut
         self.plan = plan
         self.results = results
+        self.codecs = codecs
         self.stripes = 1 if plan is None else messages(plan)
         self.unsent = self.stripes
         self.begin_s = time.monotonic()
@@ -74,6 +78,12 @@ class Request:
         self._settled = threading.Event()
         self._answer: Optional[Answer] = None
         self._error: Optional[LinkError] = None
+
+    @property
+    def wishes(self) -> Tuple[str, ...]:
+        """Names of the codecs of the results, in their order; nothing where there is none."""
+        names = tuple(self.codecs.get(spec.name, "") for spec in self.results)
+        return names if any(names) else ()
 
     @property
     def over(self) -> bool:

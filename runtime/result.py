@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field, replace
+from typing import Any, Dict, Mapping, Optional
 
 from calibration.predictor import Prediction
 from engines.tensors import Array
 from runtime.decision import Decision
+from runtime.power.sensor import Energy
 
 __all__ = ["Result"]
 
@@ -34,7 +35,7 @@ class Result:
         bytes_up: Sent for this inference.
         bytes_down: Received for it.
         goodput_bps: The link's estimated goodput afterwards; none while unknown.
-        energy_j: Modelled energy on the robot.
+        energy_j: Energy on the robot: measured, where a sensor is there; else modelled.
         predicted: What the selector expected; none where it could not tell.
         mode: One of ``calibration.predictor.MODES``.
         plan: How it was striped, as ``calibration.plan_text`` writes it; empty where it was not.
@@ -42,7 +43,12 @@ class Result:
         sending_s: Coding and writing stripes, beside the computing.
         age_s: From when the frame was taken to the answer.
         decision: What was decided, in which situation, and why.
-        lossy: Whether the outputs may differ from the model's: they came by a bounded division.
+        lossy: Whether the outputs may differ from the model's: by a bounded division or a lossy
+            codec.
+        energy_source: ``measured`` or ``modelled``.
+        energy_modelled_j: The modelled energy in any case; none where nobody modelled it.
+        energy_uncertainty_j: Bound on what sampling hides of a measured energy.
+        codecs: Names of the codecs by tensor, of those that had not their default one.
     """
 
     outputs: Dict[str, Array]
@@ -67,6 +73,27 @@ class Result:
     age_s: float = 0.0
     decision: Optional[Decision] = None
     lossy: bool = False
+    energy_source: str = "modelled"
+    energy_modelled_j: Optional[float] = None
+    energy_uncertainty_j: Optional[float] = None
+    codecs: Mapping[str, str] = field(default_factory=dict)
+
+    def measured(self, energy: Optional[Energy]) -> Result:
+        """Return it with what a sensor measured; as it is where nothing was measured."""
+        if energy is None:
+            return self
+        return replace(
+            self,
+            energy_j=energy.joules,
+            energy_source="measured",
+            energy_modelled_j=self.energy_j,
+            energy_uncertainty_j=energy.uncertainty_j,
+        )
+
+    @property
+    def modelled_j(self) -> float:
+        """The modelled energy, whether or not there is a measured one."""
+        return self.energy_j if self.energy_modelled_j is None else self.energy_modelled_j
 
     @property
     def prediction_error(self) -> Optional[float]:
@@ -81,6 +108,7 @@ class Result:
         predicted = None if self.predicted is None else _ms(self.predicted.latency_s)
         rate_hz = None if self.predicted is None else self.predicted.rate_hz
         error = self.prediction_error
+        bound = self.energy_uncertainty_j
         situation = None if self.decision is None else self.decision.situation
         return {
             "seq": self.seq,
@@ -106,6 +134,10 @@ class Result:
             "objective": None if situation is None else str(situation.objective),
             "predicted_hz": None if not rate_hz or math.isinf(rate_hz) else round(rate_hz, 3),
             "lossy": self.lossy,
+            "energy_source": self.energy_source,
+            "energy_modelled_j": round(self.modelled_j, 6),
+            "energy_uncertainty_j": None if bound is None else round(bound, 6),
+            "codecs": dict(self.codecs),
         }
 
 

@@ -26,6 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Union
 
+import msgspec
+
+from calibration.codings import Coding, Codings, is_lossy_coding
 from calibration.energy import StatePower
 from calibration.objectives import (
     LATENCY,
@@ -36,17 +39,23 @@ from calibration.objectives import (
     parse_objective,
 )
 from calibration.plan_text import is_plan_text, plan_text
+from calibration.power_fit import load_power
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
+from engines.codecs import preload_codecs
 from engines.errors import LinkError, SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import is_lossy
 from engines.tensors import Array
+from runtime.codec_policy import open_policy
 from runtime.courses import Course
+from runtime.frames import taken_of
 from runtime.inflight import Frames
 from runtime.link import Link
+from runtime.power.find import sensor_for
+from runtime.power.meter import EnergyMeter, Measurement
 from runtime.requests import Answer
 from runtime.result import Result
 from runtime.selector import (
@@ -79,10 +88,6 @@ MAX_IN_FLIGHT = 8
 
 _LONGEST_PATIENCE_S = 3600.0
 _CONNECT_S = 3.0
-_QUEUE_WEIGHT = 0.3
-_QUEUE_FADES = 0.95
-"""An inference without the server learns nothing of its queue: what was known of it fades, so
-that a queue of long ago does not keep the robot away for ever."""
 
 
 class Robot:
@@ -97,7 +102,8 @@ class Robot:
             plan (``calibration.plan_text``); ``infer`` may override it.
         backend: Name of the backend.
         threads: Threads that it computes with; 0 for its own choice.
-        power: The robot's power by state, for the modelled energy.
+        power: The robot's power by state, for the modelled energy; by default what was fitted on
+            this device (``runtime profile``), else that of a Jetson Xavier NX robot.
         patience_s: Longest wait for the server in one inference; by default 4 times as long as
             predicted, between 0.25 s and 0.8 s.
         selector: Another name for ``cut``, which it overrides.
@@ -105,10 +111,16 @@ class Robot:
         constraints: What an inference may not do.
         allow_halo: Fewest rows of halo of the lossy plans that may be used
             (``engines.stripe_plans.BoundedPlan``); none to use no lossy plan.
+        codec: What tensors are coded by on the link: ``auto`` for the best as measured, ``none``
+            for the default codecs, or a codec's name.
+        allow_lossy: Largest measured error at a cut of the lossy codecs that may be used there
+            (``calibration.quality``); none to use no lossy codec.
+        measure_energy: Whether to use the device's power sensor, where it has one.
 
     Raises:
         BundleError: The bundle cannot be opened.
         EngineError: It cannot be loaded on the backend.
+        CodecError: No such codec, or a lossy one that is not allowed.
         ConnectError: The server has another bundle.
         RemoteProtocolError: What answers there is not a SplitRT server.
             (A server that cannot be reached is no error: the robot works alone and goes on
@@ -123,12 +135,15 @@ class Robot:
         cut: str = "auto",
         backend: str = "ort",
         threads: int = 0,
-        power: StatePower = StatePower(),
+        power: Optional[StatePower] = None,
         patience_s: Optional[float] = None,
         selector: Optional[str] = None,
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
         allow_halo: Optional[int] = None,
+        codec: str = "auto",
+        allow_lossy: Optional[float] = None,
+        measure_energy: bool = True,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
             raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
@@ -140,16 +155,15 @@ class Robot:
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self._selector_name = cut if selector is None else selector
+        self._policy = open_policy(codec, self.bundle, allow_lossy)
         self._halo = allow_halo
         self._selector = self._open_selector(self._selector_name)
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
-        self._power = power
         self._patience_s = patience_s
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._queue_s = 0.0
         self._whole = not self.bundle.manifest.cuts[-1].refused
         self.program = Program(
             self.bundle,
@@ -160,16 +174,22 @@ class Robot:
         self._turns = Turns()
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
+        self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
+            fitted = load_power(self.bundle, self.program.backend.fingerprint())
+            self._power = power or (fitted.power if fitted is not None else StatePower())
             self._table = wire_table(table_for(self.program))
             self._preparer = Preparer(
                 self.bundle.manifest,
                 self._table,
                 self._power,
                 least_halo=allow_halo,
+                policy=self._policy,
                 usable=self._stripes.usable,
             )
             if address is not None:
+                if self._table.codecs or self._policy.name != "auto":
+                    preload_codecs()
                 self._connect(*address)
         except BaseException:
             self.close()
@@ -190,6 +210,7 @@ class Robot:
             self.link.close()
         if self._preparer is not None:
             self._preparer.close()
+        self.meter.close()
         self._stripes.close()
         self.program.close()
 
@@ -242,7 +263,7 @@ class Robot:
         objective = self._objective_of(deadline_s)
 
         def start(frame: Mapping[str, Array]) -> "Tuple[Callable[[], Result], Callable[[], None]]":
-            number, taken_s = next(self._numbers), time.monotonic()
+            number, taken_s = next(self._numbers), taken_of(frame)
             self._turns.reserve(number)
             return (
                 lambda: self._infer(number, taken_s, frame, cut, objective, in_flight),
@@ -277,7 +298,7 @@ class Robot:
                 not hold the whole model: the server is gone, and the robot may not go on alone.
         """
         objective = self._objective_of(deadline_s)
-        return self._infer(next(self._numbers), time.monotonic(), inputs, cut, objective)
+        return self._infer(next(self._numbers), taken_of(inputs), inputs, cut, objective)
 
     # -- one inference -----------------------------------------------------------------------
 
@@ -290,7 +311,22 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
+        with self.meter.measure(begin=False) as measured:
+            result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
+        return result.measured(measured.energy)
+
+    def _run(
+        self,
+        number: int,
+        taken_s: float,
+        inputs: Mapping[str, Array],
+        cut: Optional[str],
+        objective: Objective,
+        in_flight: Optional[int],
+        measured: Measurement,
+    ) -> Result:
         with self._turns.turn(number):
+            measured.begin()
             begin = time.monotonic()
             decision = self._decide(cut, objective, in_flight)
             self._check_alone(decision.cut, decision.reason)
@@ -306,9 +342,6 @@ class Robot:
             answer, why = self._ask(course, decision)
             waited_s = time.monotonic() - again
             reason = reason if answer is not None else f"{reason}; {why}"
-        else:
-            with self._lock:
-                self._queue_s *= _QUEUE_FADES
         # By default the robot itself did all of it; a fallback did what was the server's.
         answered_by = "remote" if answer is not None else "local"
         if answer is not None:
@@ -354,7 +387,17 @@ class Robot:
             why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
             if why_not:
                 decision = self._without_plan(selector, decision, situation, why_not)
+        if decision.prediction is None and self._policy.name not in ("auto", "none"):
+            decision = replace(decision, coding=self._named_coding(decision))
         return replace(decision, situation=situation)
+
+    def _named_coding(self, decision: Decision) -> Coding:
+        """Return the codec that was asked for, where nothing is predicted yet."""
+        server = None if self.link is None else self.link.server_table
+        offer = None if server is None else self._policy.offer(self._table, server)
+        if offer is None:
+            return ()
+        return Codings(self.bundle.manifest, offer).proposals(decision.cut, decision.plan)[0]
 
     def _without_plan(
         self, selector: Selector, decision: Decision, situation: Situation, why_not: str
@@ -392,8 +435,6 @@ class Robot:
             return None, str(exc)
         if answer is None:
             return None, f"no answer within {patience_s * 1e3:.0f} ms"
-        with self._lock:
-            self._queue_s += _QUEUE_WEIGHT * (answer.result.queue_s - self._queue_s)
         return answer, ""
 
     def _patience(self, decision: Decision) -> float:
@@ -414,11 +455,11 @@ class Robot:
         if link is not None and link.up:
             assert self._preparer is not None
             plans = self._preparer.plans(link.server_table)
-            estimate = link.estimator.estimate
+            estimate = link.estimate
         return Situation(
             plans,
             estimate,
-            self._queue_s,
+            0.0 if estimate is None else estimate.queue_s,
             objective,
             self._constraints,
             in_flight=in_flight,
@@ -451,7 +492,8 @@ class Robot:
         else:  # computing and sending overlap: see calibration.prepared for their power
             link_s = max(course.sending_s, receive_s) + reading_s
             idle_s = latency_s - robot_s - link_s
-        estimate = None if self.link is None else self.link.estimator.estimate
+        estimate = None if self.link is None else self.link.estimate
+        codecs = decision.codecs if course.stripes else {}
         return Result(
             outputs=outputs,
             seq=number,
@@ -474,7 +516,9 @@ class Robot:
             sending_s=course.sending_s,
             age_s=age_s,
             decision=decision,
-            lossy=answer is not None and is_lossy(decision.plan),
+            lossy=answer is not None
+            and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
+            codecs=codecs,
         )
 
     def _connect(self, host: str, port: int) -> None:
@@ -483,7 +527,7 @@ class Robot:
             port,
             manifest=self.bundle.manifest,
             digest=self.bundle.digest,
-            table=self._table,
+            table=msgspec.structs.replace(self._table, codecs=()),  # the server does not choose
         )
         if not link.wait_settled(_CONNECT_S):
             fatal = link.fatal

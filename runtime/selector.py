@@ -84,6 +84,7 @@ class SplitRT:
             rtt_s=link.rtt_s,
             queue_s=situation.queue_s,
             in_flight=situation.in_flight,
+            coding=choice.coding,
         )
         return Decision(choice.cut, found.rule, prediction, choice.plan)
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import Dict, List, Sequence, Tuple
 
+from engines.codecs import preload_codecs
 from engines.errors import SplitError
 from engines.program import Program
 from engines.striped import StripedProgram
@@ -44,6 +45,7 @@ class Server:
     ) -> None:
         if not programs:
             raise SplitError("serve: expected at least one bundle, given none")
+        preload_codecs()
         served: Dict[str, Served] = {}
         self._socket = listen(host, port)
         try:

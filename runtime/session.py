@@ -26,7 +26,7 @@ from engines.stripe_plans import Plan, returned, trouble
 from engines.striped import Side, StripedProgram
 from engines.tensors import Array, TensorSpec
 from runtime.messages import STALL_S, Channel, Message
-from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.payload import Clock, check_parts, pack_tensors, read_tensors, wished_codecs
 from runtime.protocol import Role, State
 from runtime.scheduler import Job, Scheduler
 from runtime.striped_request import Receipt, StripedRequest, check_plan
@@ -211,7 +211,7 @@ class Session:
         if known is not None:
             raise RemoteProtocolError(f"INFER: request {header.request} is under way already")
         if meta.plan is not None:
-            self._take_stripe(self._begin(served, header, meta.plan), header, meta)
+            self._take_stripe(self._begin(served, header, meta.plan, meta.results), header, meta)
             return
         if header.stripes != 1:
             raise RemoteProtocolError(
@@ -223,8 +223,10 @@ class Session:
         check_parts(specs, meta.parts)
         self._take_slot()
         tensors, error, receipt = self._read(specs, meta.parts)
-        answer = partial(self._answer, header.request, header.cut, manifest.specs(cut.results))
-        done = partial(answer, receive_s=receipt.whole_s)
+        results = manifest.specs(cut.results)
+        codecs = wished_codecs(results, meta.results)
+        answer = partial(self._answer, header.request, header.cut, results, codecs)
+        done = partial(answer, receive_s=receipt.whole_s, decoding_s=receipt.decoding_s)
         job = Job(served.program, cut.index, tensors, done)
         with self._jobs_lock:
             self._jobs[header.request] = job
@@ -233,7 +235,9 @@ class Session:
         else:
             self._scheduler.submit(job)
 
-    def _begin(self, served: Served, header: Header, plan: Plan) -> StripedRequest:
+    def _begin(
+        self, served: Served, header: Header, plan: Plan, wishes: Tuple[str, ...]
+    ) -> StripedRequest:
         """Take on a request that comes in stripes."""
         manifest = served.program.bundle.manifest
         wrong = _no_stripes(served.striped)
@@ -247,7 +251,9 @@ class Session:
             raise RemoteProtocolError(
                 f"INFER: request {header.request} began while {PENDING} others lack stripes"
             )
-        answer = partial(self._answer, header.request, header.cut, returned(plan, manifest))
+        results = returned(plan, manifest)
+        codecs = wished_codecs(results, wishes)
+        answer = partial(self._answer, header.request, header.cut, results, codecs)
         request = StripedRequest(header, plan, manifest, answer)
         self._take_slot()
         with self._jobs_lock:
@@ -287,6 +293,7 @@ class Session:
         begin = time.monotonic()
         error: Optional[CodecError] = None
         tensors: Dict[str, Array] = {}
+        clock = Clock()
         try:
             tensors = read_tensors(
                 self._channel.stream,
@@ -294,22 +301,26 @@ class Session:
                 parts,
                 deadline=Deadline(PAYLOAD_S),
                 stall_s=STALL_S,
+                clock=clock,
             )
         except CodecError as exc:
             error = exc
-        return tensors, error, Receipt(nbytes, early, time.monotonic() - begin)
+        elapsed_s = time.monotonic() - begin - clock.decoding_s
+        return tensors, error, Receipt(nbytes, early, elapsed_s, clock.decoding_s)
 
     def _answer(
         self,
         request: int,
         cut: int,
         results: Tuple[TensorSpec, ...],
+        codecs: Mapping[str, str],
         outputs: Optional[Dict[str, Array]],
         error: Optional[SplitError],
         queue_s: float,
         compute_s: float,
         *,
         receive_s: float,
+        decoding_s: float = 0.0,
     ) -> None:
         """Code a request's outputs, or its error, and hand them to the writer."""
         payload: List[memoryview] = []
@@ -319,8 +330,8 @@ class Session:
             meta = Error(code, str(error)[:1000])
         else:
             begin = time.monotonic()
-            parts, payload = pack_tensors(results, outputs)
-            compute_s += time.monotonic() - begin
+            parts, payload = pack_tensors(results, outputs, codecs)
+            compute_s += decoding_s + time.monotonic() - begin
             meta = Result(parts, receive_s, queue_s, compute_s)
         self._answers.put(_Answer(request, cut, meta, payload))
 

@@ -40,11 +40,13 @@ class Receipt(NamedTuple):
         nbytes: Its bytes.
         early: Those of them that were there before anyone looked.
         seconds: In which the others came.
+        decoding_s: Seconds of decoding them, beside those.
     """
 
     nbytes: int = 0
     early: int = 0
     seconds: float = 0.0
+    decoding_s: float = 0.0
 
     @property
     def whole_s(self) -> float:
@@ -55,7 +57,10 @@ class Receipt(NamedTuple):
     def plus(self, other: Receipt) -> Receipt:
         """Return both together."""
         return Receipt(
-            self.nbytes + other.nbytes, self.early + other.early, self.seconds + other.seconds
+            self.nbytes + other.nbytes,
+            self.early + other.early,
+            self.seconds + other.seconds,
+            self.decoding_s + other.decoding_s,
         )
 
 
@@ -151,6 +156,7 @@ class StripedRequest:
         """Note that the message that was expected has been read."""
         self._received += 1
         self._receipt = self._receipt.plus(receipt)
+        self._times[1] += receipt.decoding_s
 
     def settle(
         self, outputs: Optional[Dict[str, Array]], error: Optional[SplitError] = None

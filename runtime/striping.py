@@ -93,16 +93,16 @@ class Stripes:
         Raises:
             TensorMismatchError: An input does not fit.
         """
-        plan = decision.plan
+        plan, codecs = decision.plan, decision.codecs
         if plan is None:
-            return SerialCourse(self._program, link, decision.cut, inputs)
+            return SerialCourse(self._program, link, decision.cut, inputs, codecs)
         assert link is not None, "a plan without a link"
         sender = self._writer()
         if isinstance(plan, RowPlan):
-            return RowCourse(self._striped, link, sender, plan, inputs)
+            return RowCourse(self._striped, link, sender, plan, inputs, codecs)
         if isinstance(plan, BoundedPlan):
-            return BoundedCourse(self._striped, link, sender, plan, inputs)
-        return StripedCourse(self._striped, link, sender, plan, inputs)
+            return BoundedCourse(self._striped, link, sender, plan, inputs, codecs)
+        return StripedCourse(self._striped, link, sender, plan, inputs, codecs)
 
     def close(self) -> None:
         """End the sender and free the forms; safe to call again. Close the link first."""

@@ -13,23 +13,33 @@ __all__ = ["Summary"]
 
 
 class Summary:
-    """Counts results and failures; quantiles of their latency."""
+    """Counts results and failures; quantiles of their latency.
+
+    Attributes:
+        failures: Inferences without an answer.
+        dropped: Frames of a live source that newer ones replaced before they were run.
+        unreadable: Files of the source that could not be read.
+    """
 
     def __init__(self) -> None:
         self._latency_ms: List[float] = []
         self._energy_j: List[float] = []
+        self._energy_source: "Counter[str]" = Counter()
         self._age_ms: List[float] = []
         self._ratios: List[float] = []
         self._answered_by: "Counter[str]" = Counter()
         self._modes: "Counter[str]" = Counter()
         self.failures = 0
         self.lossy = 0
+        self.dropped = 0
+        self.unreadable = 0
 
     def add(self, result: Result) -> None:
         """Count an answered inference."""
         self._latency_ms.append(result.latency_s * 1e3)
         self._age_ms.append(result.age_s * 1e3)
         self._energy_j.append(result.energy_j)
+        self._energy_source[result.energy_source] += 1
         self._answered_by[result.answered_by] += 1
         self.lossy += result.lossy
         self._modes[result.mode] += 1
@@ -39,6 +49,8 @@ class Summary:
     def record(self, *, elapsed_s: Optional[float] = None) -> Dict[str, Any]:
         """Return count, failures, who answered, latency and age (ms), mean energy (J), rate.
 
+        The energy's source is ``measured`` or ``modelled``, or ``mixed`` where a sensor failed on
+        the way.
         ``modes`` counts the modes; ``ratio_p50`` is the median of measured over predicted latency.
 
         Args:
@@ -57,9 +69,13 @@ class Summary:
             record[f"p{quantile}_ms"] = None if value is None else round(value, 3)
         mean_j = float(np.mean(self._energy_j)) if self._energy_j else None
         record["mean_energy_j"] = None if mean_j is None else round(mean_j, 6)
+        sources = sorted(self._energy_source)
+        record["energy_source"] = "mixed" if len(sources) > 1 else "".join(sources) or None
         age = round(float(np.median(self._age_ms)), 3) if self._age_ms else None
         record["age_p50_ms"] = age
         ratio = round(float(np.median(self._ratios)), 4) if self._ratios else None
         record["ratio_p50"] = ratio
         record["rate_hz"] = round(len(latency) / elapsed_s, 3) if elapsed_s else None
+        record["dropped"] = self.dropped
+        record["unreadable"] = self.unreadable
         return record

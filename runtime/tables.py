@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Callable, Optional
+from typing import Callable, Optional, Tuple
 
+from calibration.codings import CodecCost, Codings
 from calibration.energy import StatePower
 from calibration.latency_table import LatencyTable, load_table, store_table
 from calibration.measure import measure_latency
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes, estimated_times
+from engines.codecs import codec_ids_here
 from engines.errors import SplitError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import Plan
+from runtime.codec_policy import AUTO, CodecPolicy
 from runtime.wire import Table
 
 __all__ = ["Preparer", "prepare_plans", "table_for", "times_of", "wire_table"]
@@ -24,6 +27,9 @@ logger = logging.getLogger(__name__)
 _QUICK_RUNS = 5
 _QUICK_BUDGET_S = 10.0
 """A table measured on the way in: good enough to choose a cut, quick enough to wait for."""
+
+_TOLD_BYTES = 128 * 1024
+"""Costs of codecs in a table on the wire take at most so much of its message's limit."""
 
 
 def table_for(
@@ -57,6 +63,8 @@ def wire_table(table: LatencyTable) -> Table:
         device=str(table.fingerprint),
         striped_s=times.striped_s,
         row_splits_s=times.row_splits_s,
+        codec_ids=codec_ids_here(),
+        codecs=_told(table.codecs),
     )
 
 
@@ -81,18 +89,38 @@ def prepare_plans(
     power: StatePower = StatePower(),
     least_halo: Optional[int] = None,
     usable: Callable[[Plan], bool] = lambda _: True,
+    policy: CodecPolicy = AUTO,
 ) -> Optional[PreparedPlans]:
     """Prepare every cut and plan for the tables of both sides; none where one does not fit.
 
     With ``least_halo``, lossy plans of at least so many rows of halo are among them; of all plans,
-    only those that ``usable`` says can be carried out.
+    only those that ``usable`` says can be carried out. The policy says which codecs are.
 
     Takes some tenths of a second on a small robot where the bundle has stripes.
     """
     times = times_of(robot, manifest), times_of(server, manifest)
     if times[0] is None or times[1] is None:
         return None
-    return PreparedPlans(manifest, times[0], times[1], power, least_halo=least_halo, usable=usable)
+    offer = policy.offer(robot, server)
+    return PreparedPlans(
+        manifest,
+        times[0],
+        times[1],
+        power,
+        least_halo=least_halo,
+        usable=usable,
+        codings=None if offer is None else Codings(manifest, offer),
+    )
+
+
+def _told(costs: Tuple[CodecCost, ...]) -> Tuple[CodecCost, ...]:
+    """Return what a peer is told of codecs' costs: all, unless it would not fit its message."""
+    size = 0
+    for place, cost in enumerate(costs):
+        size += len(cost.tensor.encode()) + len(cost.codec) + 40
+        if size > _TOLD_BYTES:
+            return costs[:place]
+    return costs
 
 
 class Preparer:
@@ -106,6 +134,7 @@ class Preparer:
         power: The robot's power by state.
         least_halo: See :func:`prepare_plans`.
         usable: See :func:`prepare_plans`.
+        policy: The same.
     """
 
     def __init__(
@@ -116,7 +145,9 @@ class Preparer:
         *,
         least_halo: Optional[int] = None,
         usable: Callable[[Plan], bool] = lambda _: True,
+        policy: CodecPolicy = AUTO,
     ) -> None:
+        self._policy = policy
         self._manifest = manifest
         self._robot = robot
         self._power = power
@@ -160,6 +191,7 @@ class Preparer:
                 power=self._power,
                 least_halo=self._least_halo,
                 usable=self._usable,
+                policy=self._policy,
             )
         finally:
             with self._lock:

@@ -12,11 +12,12 @@ import socket
 import struct
 import time
 from contextlib import contextmanager, suppress
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from engines.errors import ConnectError, DeadlineError, LinkError, SplitError
+from runtime.tcp_info import read_tcp_info
 
-__all__ = ["Deadline", "Stream", "connect", "listen", "parse_address"]
+__all__ = ["Counters", "Deadline", "Stream", "connect", "listen", "parse_address"]
 
 _KEEPALIVE_IDLE_S = 15
 """A peer that vanished without a word is noticed after this and three more probes of 5 s."""
@@ -47,6 +48,24 @@ class Deadline:
     def remaining_s(self) -> Optional[float]:
         """Seconds left, at least 0; none for no deadline."""
         return None if self._at_s is None else max(0.0, self._at_s - time.monotonic())
+
+
+class Counters(NamedTuple):
+    """What the kernel says of a connection at one moment.
+
+    Attributes:
+        acked_bytes: Bytes that the peer's kernel has acknowledged so far.
+        received_bytes: Bytes received so far, read or not.
+        outstanding_bytes: Bytes written that were not acknowledged, sent or not.
+        blocked: Whether some are outstanding and none in flight: the peer takes no more.
+        delivery_bps: The kernel's measure of goodput; see ``runtime.tcp_info``.
+    """
+
+    acked_bytes: int
+    received_bytes: int
+    outstanding_bytes: int
+    blocked: bool
+    delivery_bps: Optional[float]
 
 
 class Stream:
@@ -138,6 +157,22 @@ class Stream:
     def unread_bytes(self) -> Optional[int]:
         """Bytes that have arrived and were not read yet; none where unknown."""
         return self._queued(_SIOCINQ)
+
+    def counters(self) -> Optional[Counters]:
+        """Return the kernel's counters; none where it keeps none, or the socket is closed."""
+        outstanding = self.unacknowledged_bytes()
+        info = None if outstanding is None else read_tcp_info(self._sock)
+        if outstanding is None or info is None:
+            return None
+        if info.bytes_acked is None or info.bytes_received is None:
+            return None
+        return Counters(
+            acked_bytes=info.bytes_acked,
+            received_bytes=info.bytes_received,
+            outstanding_bytes=outstanding,
+            blocked=bool(info.not_sent_bytes and outstanding and not info.unacked),
+            delivery_bps=info.delivery_bps,
+        )
 
     def abort(self) -> None:
         """Break the connection from any thread, waking whoever reads or writes."""

@@ -30,6 +30,7 @@ from typing import Dict, Generic, Optional, Tuple, Type, TypeVar
 
 import msgspec
 
+from calibration.codings import CodecCost
 from calibration.segment_times import SHARES
 from engines.errors import LocalProtocolError, RemoteProtocolError
 from engines.stripe_plans import Plan
@@ -128,12 +129,16 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True):
         striped_s: For each segment, of one stripe at each of ``SHARES``; empty where it has none,
             and as a whole where none was timed.
         row_splits_s: Likewise for each row split.
+        codec_ids: The codecs that the device can read and write.
+        codecs: What they cost on it, where that was measured.
     """
 
     segments_s: Tuple[float, ...]
     device: str = ""
     striped_s: Tuple[Tuple[float, ...], ...] = ()
     row_splits_s: Tuple[Tuple[float, ...], ...] = ()
+    codec_ids: Tuple[int, ...] = ()
+    codecs: Tuple[CodecCost, ...] = ()
 
     def __post_init__(self) -> None:
         _check_seconds(*self.segments_s)
@@ -194,10 +199,13 @@ class Infer(msgspec.Struct, frozen=True, omit_defaults=True):
         parts: The tensors: the frontier of a cut, to be run to the end of the model, or what
             ``engines.stripe_plans.sent`` says of the stripe.
         plan: How the request is striped: in its first message, and there only.
+        results: In its first message too: names of the codecs that the robot would have the
+            results in, in their order; a wish, empty where it has none.
     """
 
     parts: Tuple[Part, ...]
     plan: Optional[Plan] = None
+    results: Tuple[str, ...] = ()
 
 
 class Prepare(msgspec.Struct, frozen=True):
@@ -220,7 +228,7 @@ class Result(msgspec.Struct, frozen=True):
         receive_s: Seconds from a message's header to its last byte, at the server; the sum over
             the request's stripes, as are the others.
         queue_s: Seconds it waited for its turn while others were computed.
-        compute_s: Seconds from its turn to the coded answer.
+        compute_s: Seconds of decoding it, and from its turn to the coded answer.
     """
 
     parts: Tuple[Part, ...]

@@ -27,6 +27,7 @@ PARTS = {
     "decide": "benches.decide",
     "search": "benches.search",
     "vgg19": "benches.vgg19",
+    "codecs": "benches.codecs",
     "stripes": "benches.stripes",
     "replay": "benches.replay",
     "rate": "benches.rate",

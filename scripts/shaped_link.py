@@ -14,11 +14,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-__all__ = ["BURST", "PAYLOAD_SHARE", "ShapedLink", "delete_namespaces", "shaped_link", "steps_of"]
+__all__ = [
+    "BURST",
+    "PAYLOAD_SHARE",
+    "ShapedLink",
+    "changing_rate",
+    "delete_namespaces",
+    "shaped_link",
+    "steps_of",
+]
 
 BURST = 10_000
 """Deepest token bucket, in bytes. A deeper one would let whole frames through for free."""
@@ -57,6 +65,8 @@ class ShapedLink:
         robot_prefixes: Words to put before each robot's command.
         rate_mbps: Rate of each token bucket; none where the link is not shaped.
         half_duplex: Whether there is one bucket for all that is sent.
+        shapers: Namespace and device of each token bucket.
+        burst: Their depth in bytes; none for what suits the rate.
     """
 
     server_host: str
@@ -66,11 +76,13 @@ class ShapedLink:
     robot_prefixes: list[list[str]] = field(default_factory=lambda: [[]])
     rate_mbps: float | None = None
     half_duplex: bool = False
+    shapers: list[tuple[str, str]] = field(default_factory=list)
+    burst: int | None = None
 
 
 @contextmanager
 def shaped_link(
-    rate_mbps: float, *, half_duplex: bool = False, robots: int = 1
+    rate_mbps: float, *, half_duplex: bool = False, robots: int = 1, burst: int | None = None
 ) -> Iterator[ShapedLink]:
     """Give a link of ``rate_mbps``, or the loopback with the reason why it is not shaped.
 
@@ -79,13 +91,15 @@ def shaped_link(
         half_duplex: One budget for both directions and all robots; else one for each direction
             of each robot.
         robots: Robots on the link.
+        burst: Depth of each token bucket in bytes; none for what suits the rate.
     """
     trouble = _trouble()
     name = f"{_PREFIX}{os.getpid()}"
     try:
         if not trouble:
             _delete_orphans()
-            for step in steps_of(name, rate_mbps, half_duplex=half_duplex, robots=robots):
+            steps = steps_of(name, rate_mbps, half_duplex=half_duplex, robots=robots, burst=burst)
+            for step in steps:
                 done = subprocess.run(step, capture_output=True, text=True, check=False)
                 if done.returncode:
                     trouble = f"`{' '.join(step)}` said {done.stderr.strip()!r}"
@@ -105,12 +119,47 @@ def shaped_link(
             robot_prefixes=prefixes,
             rate_mbps=rate_mbps,
             half_duplex=half_duplex,
+            shapers=_shapers(name, half_duplex=half_duplex, robots=robots),
+            burst=burst,
         )
     finally:
         delete_namespaces(name)
 
 
-def steps_of(name: str, rate_mbps: float, *, half_duplex: bool, robots: int) -> list[list[str]]:
+@contextmanager
+def changing_rate(link: ShapedLink) -> Iterator[Callable[[float], None]]:
+    """Give a function that sets every token bucket of a link to a rate in Mbps, at once.
+
+    One tc(8) per namespace takes the changes as lines, since starting it takes milliseconds. What
+    is queued stays queued. A link that is not shaped stays as it is.
+    """
+    tools = {
+        namespace: subprocess.Popen(
+            ["tc", "-n", namespace, "-batch", "-"], stdin=subprocess.PIPE, text=True, bufsize=1
+        )
+        for namespace in dict(link.shapers)
+    }
+
+    def change(rate_mbps: float) -> None:
+        for namespace, device in link.shapers:
+            pipe = tools[namespace].stdin
+            assert pipe is not None  # asked for above
+            pipe.write(
+                f"qdisc change dev {device} root handle 1: {_bucket(rate_mbps, link.burst)}\n"
+            )
+
+    try:
+        yield change
+    finally:
+        for tool in tools.values():
+            assert tool.stdin is not None  # asked for above
+            tool.stdin.close()
+            tool.wait()
+
+
+def steps_of(
+    name: str, rate_mbps: float, *, half_duplex: bool, robots: int, burst: int | None = None
+) -> list[list[str]]:
     """Return the commands that make the link, in order; all namespaces begin with ``name``."""
     air = f"{name}-air"
     stations = ["server", *(f"robot{i}" for i in range(robots))]
@@ -121,7 +170,7 @@ def steps_of(name: str, rate_mbps: float, *, half_duplex: bool, robots: int) -> 
     ]
     if half_duplex:
         steps += [f"ip -n {air} link add shaper type ifb", f"ip -n {air} link set shaper up"]
-        steps += _shaper(air, "shaper", rate_mbps)
+        steps += _shaper(air, "shaper", _bucket(rate_mbps, burst))
     for number, station in enumerate(stations, start=1):
         own, address = f"{name}-{station}", f"{_SUBNET}.{number}"
         steps += [
@@ -142,19 +191,30 @@ def steps_of(name: str, rate_mbps: float, *, half_duplex: bool, robots: int) -> 
             ]
         elif station != "server":
             for namespace, device in ((own, "net"), (air, station)):
-                steps += _shaper(namespace, device, rate_mbps)
+                steps += _shaper(namespace, device, _bucket(rate_mbps, burst))
                 # Receipts wait for a packet, not for all the data of the other direction.
                 steps += _queue(namespace, device, 1, "u16 0x0000 0xff80 at 2")  # below 128 bytes
                 steps += _queue(namespace, device, 2, "ip src 0.0.0.0/0")
     return [step.split() for step in steps]
 
 
-def _shaper(namespace: str, device: str, rate_mbps: float) -> list[str]:
+def _shaper(namespace: str, device: str, bucket: str) -> list[str]:
     """Put a token bucket on a device, and below it queues that take turns, a packet each."""
     tc = f"tc -n {namespace} qdisc add dev {device}"
-    burst = min(BURST, max(_SHALLOWEST, round(rate_mbps * 1e6 / 8 * BURST_S)))
-    bucket = f"tbf rate {rate_mbps}mbit burst {burst}b limit {QUEUE_BYTES}"
     return [f"{tc} root handle 1: {bucket}", f"{tc} parent 1:1 handle 2: htb default 99"]
+
+
+def _bucket(rate_mbps: float, burst: int | None) -> str:
+    if burst is None:
+        burst = min(BURST, max(_SHALLOWEST, round(rate_mbps * 1e6 / 8 * BURST_S)))
+    return f"tbf rate {rate_mbps}mbit burst {burst}b limit {QUEUE_BYTES}"
+
+
+def _shapers(name: str, *, half_duplex: bool, robots: int) -> list[tuple[str, str]]:
+    if half_duplex:
+        return [(f"{name}-air", "shaper")]
+    found = [(f"{name}-robot{i}", "net") for i in range(robots)]
+    return found + [(f"{name}-air", f"robot{i}") for i in range(robots)]
 
 
 def _queue(namespace: str, device: str, number: int, match: str) -> list[str]:

@@ -14,7 +14,7 @@ class Codec(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in the registry."""
+        """Name in the registry, with its quality where it has one."""
 
     @property
     def wire_id(self) -> int:
@@ -42,11 +42,15 @@ class Codec(Protocol):
             already are the encoding. Valid as long as both are left alone.
 
         Raises:
-            CodecError: The values cannot be encoded, or ``scratch`` is too small.
+            CodecError: The values cannot be encoded, ``scratch`` is too small, or a library that
+                the codec needs is not installed.
         """
 
     def decode(self, payload: memoryview, out: Array) -> None:
         """Decode into ``out``, a C-contiguous array of the tensor's dtype and shape.
+
+        Sizes that ``payload`` states are checked against ``out`` before anything is allocated for
+        them: whatever it says, memory stays within a small multiple of ``out``.
 
         Raises:
             CodecError: ``payload`` is not an encoding of such a tensor. ``out`` is undefined.

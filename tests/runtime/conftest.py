@@ -27,6 +27,13 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("runtime.robot.PATIENCE_S", 20.0)
 
 
+@pytest.fixture(autouse=True)
+def no_sensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let energy be modelled, whatever the machine that runs the tests can measure."""
+    monkeypatch.setattr("runtime.robot.sensor_for", lambda backend: None)
+    monkeypatch.setattr("runtime.power.cli.sensor_for", lambda backend: None)
+
+
 @pytest.fixture
 def server(toy: Bundle) -> Iterator[Server]:
     """Give a server of the toy bundle on a free port."""

@@ -181,6 +181,68 @@ class FakeServer:
             peer.sock.shutdown(socket.SHUT_RDWR)
 
 
+class Proxy:
+    """Stands between a robot and a server, and is as slow as it is told to be.
+
+    Attributes:
+        bps: Bits per second towards the server; none for no limit.
+        stalled: Set while nothing at all passes towards the server.
+    """
+
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self.bps: float | None = None
+        self.stalled = threading.Event()
+        self._closing = threading.Event()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
+        self._sockets: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        for sock in (self._listening, *self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(PATIENCE_S)
+        for sock in (self._listening, *self._sockets):
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                robot, _ = self._listening.accept()
+                server = socket.create_connection(self._server, timeout=PATIENCE_S)
+            except OSError:
+                return
+            self._sockets += [robot, server]
+            for pair in ((robot, server, True), (server, robot, False)):
+                thread = threading.Thread(target=self._pump, args=pair)
+                self._threads.append(thread)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, up: bool) -> None:
+        with contextlib.suppress(OSError):
+            while not self._closing.is_set():
+                while up and self.stalled.is_set() and not self._closing.is_set():
+                    time.sleep(0.01)
+                data = source.recv(8192)
+                if not data:
+                    break
+                sink.sendall(data)
+                if up and self.bps is not None:
+                    time.sleep(len(data) * 8 / self.bps)
+        for sock in (source, sink):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
 def polite_until(
     on_infer: Callable[[Peer, Message], None], *, table: Table | None = None
 ) -> Callable[[Peer], None]:

@@ -29,6 +29,7 @@ from engines.replay_table import ReplayTable
 from engines.stripe_plans import StripePlan
 from runtime import Robot, Server
 from runtime.cli import main
+from runtime.sources import open_source
 from runtime.transport import listen
 from tests.runtime.helpers import address, assert_right, eventually
 from tests.striped_toy import whole_outputs
@@ -107,8 +108,8 @@ class TestInfer:
             assert list(record)[:12] == list(FIELDS)
             assert set(record) - set(FIELDS) == {
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
-                "age_ms", "prediction_error", "objective",
-                "predicted_hz", "lossy",
+                "age_ms", "prediction_error", "objective", "predicted_hz", "lossy",
+                "energy_source", "energy_modelled_j", "energy_uncertainty_j", "codecs",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
@@ -198,6 +199,21 @@ class TestInfer:
         _assert_error(result, "out of memory")
         _, summary = _records(result.stdout)
         assert (summary["count"], summary["failures"]) == (1, 1)
+
+    def test_what_a_source_dropped_or_could_not_read_is_told(
+        self, toy: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        drawn = open_source("random:2", toy.manifest)
+        drawn.dropped = 3
+        monkeypatch.setattr("runtime.cli.open_source", lambda text, manifest: drawn)
+        args = ("infer", toy.folder, "--source", "camera", "--threads", 1)
+        result = _run(*args, "--json")
+        assert result.exit_code == 0
+        assert _records(result.stdout)[1]["dropped"] == 3
+        drawn.unreadable = 1
+        result = _run(*args)
+        assert result.exit_code == 1
+        assert "3 frames dropped; 1 files unreadable" in result.stdout.splitlines()[-1]
 
     @pytest.mark.parametrize("in_flight", [1, 3])
     def test_striped_and_with_frames_in_flight(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import socket
 import threading
 import time
 
@@ -10,10 +12,22 @@ from engines.bundle import Bundle
 from engines.errors import DeadlineError, LinkError
 from runtime import Server
 from runtime import link as link_module
+from runtime.estimator import LinkState
+from runtime.evidence import Reading
 from runtime.link import Link, Request
-from runtime.transport import Deadline
+from runtime.messages import Channel
+from runtime.probing import DEPTH_BYTES
+from runtime.transport import Deadline, Stream
 from runtime.wire import Kind
-from tests.runtime.helpers import FakeServer, Message, Peer, eventually, ours, polite_until
+from tests.runtime.helpers import (
+    FakeServer,
+    Message,
+    Peer,
+    Proxy,
+    eventually,
+    ours,
+    polite_until,
+)
 
 Tensors = dict[str, np.ndarray]
 
@@ -223,10 +237,11 @@ def test_a_server_that_froze_is_noticed_by_the_probes(
             link.close()
 
 
-def test_probes_keep_an_idle_estimate_fresh_and_stay_small(
+def test_probes_keep_an_idle_estimate_fresh_within_their_budget(
     toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link_module, "PROBE_EVERY_S", 0.1)
+    monkeypatch.setattr("runtime.probing.MOST_BYTES_PER_S", 100_000.0)
     sizes: list[int] = []
 
     def handle(peer: Peer) -> None:
@@ -242,14 +257,87 @@ def test_probes_keep_an_idle_estimate_fresh_and_stay_small(
         polite_until(lambda *_: None)(peer)
 
     with FakeServer(handle) as fake:
+        begin = time.monotonic()
         link = _link(toy, fake)
         try:
-            eventually(lambda: len(sizes) >= 5, "five probes")
-            assert sizes[0] == 0
-            assert set(sizes[1:]) == {link_module.PROBE_BYTES}
-            assert link.estimator.estimate.samples >= 2
+            eventually(lambda: sum(size > 0 for size in sizes) >= 4, "four probes")
+            assert sizes[0] == 0, "the round trip comes first"
+            assert 0 < sizes[1] < DEPTH_BYTES
+            assert link.estimate.goodput_bps is not None
+            spent, seconds = link.probe_bytes, time.monotonic() - begin
+            assert spent >= sum(sizes[:-1])
+            assert spent <= DEPTH_BYTES + 100_000 * seconds
         finally:
             link.close()
+
+
+def test_an_upload_is_measured_while_it_is_under_way(toy: Bundle) -> None:
+    """Through a proxy that takes 4 Mbps: readings follow it long before it ends."""
+    if not _metered():
+        pytest.skip("this kernel has no counters")
+    with FakeServer(polite_until(lambda *_: None)) as fake, Proxy(fake.address) as proxy:
+        link = _link(toy, proxy.address)
+        try:
+            assert link.wait_settled(30)
+            eventually(lambda: not link._pings, "the first probes")
+            assert link.estimate.state is LinkState.UP
+            readings: list[Reading] = []
+            link.estimator.record = lambda e: readings.append(e) if isinstance(e, Reading) else 0
+            proxy.bps = 4e6
+            channel = link._channel
+            assert channel is not None
+            sending = threading.Thread(target=_flood, args=(link, channel))
+            sending.start()
+            eventually(lambda: sum(r.outstanding_bytes > 0 for r in readings) > 50, "readings")
+            assert sending.is_alive(), "the transfer is under way"
+            acked = [reading.acked_bytes for reading in readings]
+            assert acked == sorted(acked)
+            assert acked[-1] > acked[0]
+            assert link.estimator.refused == 0
+        finally:
+            link.close()
+            sending.join(30)
+
+
+def test_a_proxy_that_stalls_degrades_the_link_before_it_breaks(toy: Bundle) -> None:
+    if not _metered():
+        pytest.skip("this kernel has no counters")
+    with FakeServer(polite_until(lambda *_: None)) as fake, Proxy(fake.address) as proxy:
+        link = _link(toy, proxy.address)
+        try:
+            assert link.wait_settled(30)
+            eventually(lambda: not link._pings, "the first probes")
+            proxy.stalled.set()
+            channel = link._channel
+            assert channel is not None
+            sending = threading.Thread(target=_flood, args=(link, channel))
+            sending.start()
+            eventually(lambda: link.estimate.state is not LinkState.UP, "another state")
+            assert link.estimate.why not in ("", "connected")
+            eventually(lambda: link.estimate.state is LinkState.DOWN, "the end of it")
+            proxy.stalled.clear()
+            eventually(lambda: link.estimate.state is LinkState.UP, "a new connection")
+        finally:
+            proxy.stalled.clear()
+            link.close()
+            sending.join(30)
+
+
+def _metered() -> bool:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sock = socket.create_connection(listening.getsockname())
+        stream = Stream(sock, "itself")
+        try:
+            return stream.counters() is not None
+        finally:
+            stream.close()
+
+
+def _flood(link: Link, channel: Channel) -> None:
+    """Write far more than buffers hold, as a large frame would be."""
+    with contextlib.suppress(LinkError):
+        for _ in range(400):
+            link._ping(channel, 60_000)
 
 
 def test_trouble_says_what_is_wrong(toy: Bundle) -> None:

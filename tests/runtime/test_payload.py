@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from engines.codecs import codec_names_here, open_codec
 from engines.errors import CodecError, DeadlineError, LinkError, RemoteProtocolError
 from engines.tensors import DTYPES, TensorSpec
-from runtime.payload import check_parts, pack_tensors, read_tensors
+from runtime.payload import (
+    Clock,
+    check_parts,
+    known_codecs,
+    pack_tensors,
+    read_tensors,
+    wished_codecs,
+)
 from runtime.transport import Deadline, Stream
 from runtime.wire import Part
 
@@ -94,7 +102,7 @@ def test_an_array_that_is_not_contiguous_is_sent_in_order() -> None:
         ([F], [Part(0, 1 << 32)], "at most 24 bytes"),
         ([M], [Part(1, 3)], "at most 2 bytes as bitpack, given 3"),
         ([E], [Part(0, 1)], "at most 0 bytes"),
-        ([F], [Part(2, 24)], "tensor 'f': codec id 2"),
+        ([F], [Part(13, 24)], "tensor 'f': codec id 13"),
         ([F], [Part(255, 0)], "codec id 255"),
         ([F], [Part(1, 1)], "codec bitpack does not apply"),
     ],
@@ -165,3 +173,61 @@ def test_a_payload_that_stalls_is_a_deadline_error(wire: tuple[socket.socket, St
     here.sendall(bytes(10))
     with pytest.raises(DeadlineError):
         read_tensors(stream, [F], [Part(0, 24)], deadline=Deadline(None), stall_s=0.1)
+
+
+PHOTO = TensorSpec("p", "uint8", (1, 40, 60, 3))
+
+
+def _photo() -> np.ndarray:
+    y, x = np.mgrid[:40, :60]
+    return np.stack([x * 4, y * 6, x + y], axis=-1).astype(np.uint8)[None]
+
+
+@pytest.mark.parametrize("codec", ["webp-lossless", "zstd", "lz4", "runs"])
+def test_a_codec_that_is_named_is_used_and_its_decoding_timed(
+    codec: str, wire: tuple[socket.socket, Stream]
+) -> None:
+    here, stream = wire
+    parts, buffers = pack_tensors([PHOTO, F], {"p": _photo(), "f": np.eye(2, 3, dtype="f4")},
+                                  {"p": codec, "other": "lz4"})  # fmt: skip
+    assert parts[0].codec == open_codec(codec).wire_id
+    assert parts[1] == Part(0, 24)
+    check_parts([PHOTO, F], parts)
+    here.sendall(b"".join(buffers))
+    clock = Clock()
+    read = read_tensors(stream, [PHOTO, F], parts, deadline=Deadline(10), stall_s=5, clock=clock)
+    assert np.array_equal(read["p"], _photo())
+    assert clock.decoding_s > 0
+
+
+def test_a_codec_that_cannot_is_replaced_by_the_default_one() -> None:
+    values = {"f": np.full((2, 3), np.nan, np.float32)}
+    for codec in ("int8", "jpeg:90", "bitpack"):
+        assert pack_tensors([F], values, {"f": codec})[0] == (Part(0, 24),)
+
+
+def test_wishes_for_codecs_that_are_not_here_are_left_out() -> None:
+    names = ["zstd", "", "tarball", "jpeg:2000"]
+    assert wished_codecs([F, M, E, S], names) == {"f": "zstd"}
+    assert wished_codecs([F, M], ["lz4"]) == {"f": "lz4"}
+    assert wished_codecs([F], ["lz4", "lz4", "lz4"]) == {"f": "lz4"}
+
+
+def test_codecs_that_the_peer_lacks_are_left_out() -> None:
+    codecs = {"f": "zstd", "p": "jpeg:80", "m": "bitpack", "x": "tarball"}
+    assert known_codecs(codecs, (0, 1, 9)) == {"p": "jpeg:80", "m": "bitpack"}
+    assert known_codecs(codecs, ()) == {}
+
+
+def test_more_bytes_than_a_codec_can_make_are_refused_before_they_are_read() -> None:
+    for name in codec_names_here():
+        codec = open_codec(name)
+        for spec in (F, PHOTO, E):
+            if not codec.applies(spec):
+                with pytest.raises(RemoteProtocolError, match="does not apply"):
+                    check_parts([spec], [Part(codec.wire_id, 1)])
+                continue
+            most = codec.max_encoded_bytes(spec)
+            check_parts([spec], [Part(codec.wire_id, most)])
+            with pytest.raises(RemoteProtocolError, match=f"at most {most} bytes"):
+                check_parts([spec], [Part(codec.wire_id, most + 1)])

@@ -133,7 +133,7 @@ HOSTILE: dict[str, Callable[[Peer, Bundle], object]] = {
         lambda p, b: p.say(_infer_bytes(10, [[0, 3072]], cut=_cut_number(b, 0)))
     ),
     "an unknown codec": _after_hello(
-        lambda p, b: p.say(_infer_bytes(3072, [[7, 3072]], cut=_cut_number(b, 0)))
+        lambda p, b: p.say(_infer_bytes(3072, [[77, 3072]], cut=_cut_number(b, 0)))
     ),
     "a payload that stops": _after_hello(
         lambda p, b: p.say(_infer_bytes(3072, [[0, 3072]], cut=_cut_number(b, 0)) + bytes(100))
@@ -186,7 +186,7 @@ def test_a_bad_client_is_thrown_out_and_a_good_one_served_throughout(
         ("the last cut", "protocol", "no cut"),
         ("4 GiB declared", "protocol", "at most 3072 bytes as identity, given 4294967296"),
         ("a thousand tensors", "protocol", "expected 1 tensors, given 1024"),
-        ("an unknown codec", "protocol", "codec id 7"),
+        ("an unknown codec", "protocol", "codec id 77"),
     ],
 )
 def test_it_is_told_why(toy: Bundle, server: Server, act: str, code: str, says: str) -> None:

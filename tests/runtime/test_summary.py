@@ -7,6 +7,7 @@ import numpy as np
 
 from calibration.predictor import Prediction
 from runtime.infer_output import result_line, summary_line
+from runtime.power import Energy
 from runtime.robot import Result
 from runtime.summary import Summary
 
@@ -54,10 +55,26 @@ def test_counts_quantiles_and_mean() -> None:
         "p95_ms": 95.05,
         "p99_ms": 99.01,
         "mean_energy_j": 0.101,
+        "energy_source": "modelled",
         "age_p50_ms": 151.5,
         "ratio_p50": None,
         "rate_hz": 25.0,
+        "dropped": 0,
+        "unreadable": 0,
     }
+
+
+def test_a_sensor_that_failed_on_the_way_is_said() -> None:
+    summary = Summary()
+    summary.add(_result(0.1, "local").measured(Energy(3.0, 0.1)))
+    assert summary.record()["energy_source"] == "measured"
+    assert summary.record()["mean_energy_j"] == 3.0
+    summary.add(_result(0.1, "local").measured(None))
+    summary.dropped = 4
+    record = summary.record(elapsed_s=1.0)
+    assert record["energy_source"] == "mixed"
+    assert "(mixed)" in summary_line(record)
+    assert "4 frames dropped" in summary_line(record)
 
 
 def test_nothing_run_is_no_number_and_still_json() -> None:

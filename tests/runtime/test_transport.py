@@ -250,3 +250,40 @@ class TestConnecting:
             with pytest.raises(ConnectError, match=f"127.0.0.1:{port}: cannot listen: .*another"):
                 listen("127.0.0.1", port)
         listen("127.0.0.1", port).close()
+
+
+def test_the_kernels_counters(pair: Pair) -> None:
+    stream, peer = pair
+    before = stream.counters()
+    if before is None:
+        pytest.skip("this kernel has none")
+    assert (before.outstanding_bytes, before.blocked) == (0, False)
+    stream.write([bytes(1000)], deadline=Deadline(10))
+    peer.sendall(bytes(70))
+    assert len(_read(stream, 70)) == 70
+    until = time.monotonic() + 10
+    while stream.unacknowledged_bytes() and time.monotonic() < until:
+        time.sleep(0.01)
+    after = stream.counters()
+    assert after is not None
+    assert after.acked_bytes - before.acked_bytes == 1000
+    assert after.received_bytes - before.received_bytes == 70
+    assert after.outstanding_bytes == 0
+
+
+def test_a_peer_that_takes_nothing_blocks(pair: Pair) -> None:
+    stream, _ = pair
+    if stream.counters() is None:
+        pytest.skip("this kernel has none")
+    with pytest.raises(DeadlineError):
+        stream.write([bytes(50_000_000)], deadline=Deadline(10), stall_s=0.3)
+    counters = stream.counters()
+    assert counters is not None
+    assert counters.outstanding_bytes > 0
+    assert counters.blocked
+
+
+def test_a_closed_stream_has_no_counters(pair: Pair) -> None:
+    stream, _ = pair
+    stream.close()
+    assert stream.counters() is None

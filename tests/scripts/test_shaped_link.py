@@ -10,7 +10,7 @@ import link_check
 import pytest
 import shaped_link as module
 from link_check import LinkCheck, check_link, trouble
-from shaped_link import ShapedLink, shaped_link, steps_of
+from shaped_link import ShapedLink, changing_rate, shaped_link, steps_of
 
 GOODPUT = 93 * 1448 / 1514
 
@@ -203,3 +203,58 @@ def test_it_measures_any_link() -> None:
     check = check_link(ShapedLink("127.0.0.1", [], ""))
     assert min(asdict(check).values()) > 0
     assert "both at once" in str(check)
+
+
+def test_the_rate_of_every_bucket_can_be_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    told: dict[str, list[str]] = {}
+
+    class Tool:
+        def __init__(self, command: list[str], **_: object) -> None:
+            ran.append(command)
+            self.stdin = self
+            self._lines = told.setdefault(command[2], [])
+
+        def write(self, line: str) -> None:
+            self._lines.append(line)
+
+        def close(self) -> None:
+            self._lines.append("end")
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(module.subprocess, "Popen", Tool)
+    link = ShapedLink("", [], "", shapers=[("a", "net"), ("b", "robot0"), ("b", "robot1")])
+    with changing_rate(link) as change:
+        change(16.0)
+    bucket = "root handle 1: tbf rate 16.0mbit burst 3100b limit 4000000\n"
+    assert ran == [["tc", "-n", "a", "-batch", "-"], ["tc", "-n", "b", "-batch", "-"]]
+    assert told == {
+        "a": [f"qdisc change dev net {bucket}", "end"],
+        "b": [f"qdisc change dev robot0 {bucket}", f"qdisc change dev robot1 {bucket}", "end"],
+    }
+    with changing_rate(ShapedLink("", [], "")) as change:
+        change(16.0)
+
+
+@pytest.mark.parametrize(("half_duplex", "count"), [(True, 1), (False, 4)])
+def test_it_says_where_its_buckets_are(machine: Machine, half_duplex: bool, count: int) -> None:
+    with shaped_link(93, half_duplex=half_duplex, robots=2, burst=3100) as link:
+        buckets = [step.split() for step in machine.ran if " tbf " in step]
+        assert sorted((step[2], step[6]) for step in buckets) == sorted(link.shapers)
+        assert len(link.shapers) == count
+        assert all("burst 3100b" in " ".join(step) for step in buckets)
+
+
+def test_a_changed_rate_is_what_the_kernel_has() -> None:
+    with shaped_link(93, half_duplex=True) as link:
+        if link.rate_mbps is None:
+            pytest.skip(link.description)
+        with changing_rate(link) as change:
+            change(16.0)
+            change(24.0)
+        namespace, device = link.shapers[0]
+        command = ["tc", "-n", namespace, "qdisc", "show", "dev", device, "root"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "rate 24Mbit" in shown

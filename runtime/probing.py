@@ -1,0 +1,81 @@
+"""How much an idle link may be probed with. Pure.
+
+A bucket fills with ``SHARE`` of the link's capacity, at most ``MOST_BPS``, and holds
+``DEPTH_BYTES``. So in any stretch of time probes take at most ``DEPTH_BYTES`` and what flowed in.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+__all__ = ["DEPTH_BYTES", "MOST_BYTES_PER_S", "SHARE", "ProbeBudget"]
+
+SHARE = 0.01
+"""Part of the estimated capacity that probes may take."""
+
+MOST_BYTES_PER_S = 64_000.0
+"""And never more than this."""
+
+DEPTH_BYTES = 32_768
+"""What a link that is not known yet may be probed with at once; the largest probe."""
+
+LEAST_BYTES = 8_192
+"""The smallest: less is mostly latency even at a few Mbps."""
+
+_PROBE_S = 0.008
+"""Time that a probe should take on the link: a few round trips of Wi-Fi."""
+
+_UNKNOWN_BPS = 1e6
+"""Capacity that is budgeted for while none is known."""
+
+
+class ProbeBudget:
+    """Says when a probe may be sent and how large it is. Not safe across threads.
+
+    Args:
+        overhead_bytes: Size of a probe without payload on the wire.
+
+    Attributes:
+        spent_bytes: All that was sent so far, overhead included.
+    """
+
+    def __init__(self, overhead_bytes: int) -> None:
+        self.spent_bytes = 0
+        self._overhead_bytes = overhead_bytes
+        self._left_bytes = float(DEPTH_BYTES)
+        self._at_s: Optional[float] = None
+
+    def __repr__(self) -> str:
+        return f"<ProbeBudget {self._left_bytes:.0f} bytes left, {self.spent_bytes} spent>"
+
+    def probe(
+        self, now_s: float, goodput_bps: Optional[float], *, payload: bool = True
+    ) -> Optional[int]:
+        """Take a probe out of the budget.
+
+        Args:
+            now_s: Time, of a clock that never goes back.
+            goodput_bps: Goodput as estimated; none while unknown.
+            payload: Whether it shall have any.
+
+        Returns:
+            Its payload in bytes: 0, which measures the round trip and shows that the server lives,
+            where the budget has room for no more; none where not even for that.
+        """
+        capacity_bps = _UNKNOWN_BPS if goodput_bps is None else goodput_bps
+        if self._at_s is not None:
+            rate = min(SHARE * capacity_bps / 8.0, MOST_BYTES_PER_S)
+            filled = self._left_bytes + rate * max(now_s - self._at_s, 0.0)
+            self._left_bytes = min(filled, float(DEPTH_BYTES))
+        self._at_s = now_s
+        most = DEPTH_BYTES - self._overhead_bytes
+        size = most
+        if goodput_bps is not None:
+            size = int(min(max(_PROBE_S * goodput_bps / 8.0, LEAST_BYTES), most))
+        if not payload or size + self._overhead_bytes > self._left_bytes:
+            size = 0
+        if size + self._overhead_bytes > self._left_bytes:
+            return None
+        self._left_bytes -= size + self._overhead_bytes
+        self.spent_bytes += size + self._overhead_bytes
+        return size
