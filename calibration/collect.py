@@ -73,6 +73,7 @@ class _Tensor:
         self._by_channel = None if self._axis is None else Histogram(channels, _CHANNEL_BINS)
         self._lowest = np.full(channels, np.inf)
         self._highest = np.full(channels, -np.inf)
+        self._values = 0
         self._nan = 0
         self._infinite = 0
 
@@ -89,6 +90,7 @@ class _Tensor:
             nan = int(np.count_nonzero(np.isnan(rows)))
             self._nan += nan
             self._infinite += int(rows.size - np.count_nonzero(finite)) - nan
+        self._values += int(np.count_nonzero(finite))
         if not rows.size:
             return
         low = rows if whole else np.where(finite, rows, np.inf)
@@ -131,6 +133,7 @@ class _Tensor:
             mse=float(self._all.least_squares()[0]),
             nan=self._nan,
             infinite=self._infinite,
+            values=self._values,
             channels=channels,
         )
 

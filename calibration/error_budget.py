@@ -98,10 +98,7 @@ def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec]
     Raises:
         CodecError: There is no codec of such a name.
     """
-    # Codecs with a quality are tried at those that the registry names.
-    names_here: Sequence[str] = getattr(registry, "CANDIDATES", ()) or [
-        name for name, _ in registry.CODECS.values()
-    ]
+    names_here = registry.CANDIDATES  # codecs with a quality at those that are tried
     known = {name.partition(":")[0] for name in names_here}
     unknown = sorted(name for name in names or () if name.partition(":")[0] not in known)
     if unknown:
@@ -115,7 +112,12 @@ def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec]
         for name in names_here
         if not names or name in names or name.partition(":")[0] in names
     ]
+    here = {name.partition(":")[0] for name in registry.codec_names_here()}
     for name in dict.fromkeys([*wanted, *(names or ())]):
+        base = name.partition(":")[0]
+        if base not in here:
+            missing.append(f"codec {name}: left out: needs {registry.NEEDS[base]}")
+            continue
         try:
             codec = registry.open_codec(name)
         except (CodecError, ImportError) as exc:  # of a library that is not installed

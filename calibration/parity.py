@@ -13,6 +13,7 @@ from engines.program import Program
 from engines.tensors import Array, TensorSpec
 
 __all__ = [
+    "CODES",
     "QUANTISED",
     "TOLERANCE",
     "CutParity",
@@ -38,11 +39,14 @@ millions of values meets near ties that rounding decides; of fewer than 100 000 
 """
 
 
-QUANTISED = 2e-2
-"""The same for graphs of 8-bit operators, against the graph itself as it is written.
+QUANTISED = 5e-2
+CODES = 1e-1
+"""The same for graphs of 8-bit operators, against the graph itself as it is written: of floats,
+and of codes the share that differs.
 
-Rounding decides near ties between two codes, and a code is 1/127 of its tensor's range; further
-operators hand it on. Of codes, as of integers, the share that differs.
+The order of summation decides near ties between two codes, and further layers hand that on: in
+EfficientNet-lite0 up to 4% of the codes came to differ, in a text detector a value by 0.024 of its
+tensor's range. Wrong scales or weights change most codes.
 """
 
 

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from calibration.collect import no_progress
-from calibration.parity import QUANTISED, TOLERANCE, seeded_inputs
+from calibration.parity import CODES, QUANTISED, TOLERANCE, seeded_inputs
 from calibration.ranges import RANGES_FILE, Ranges, write_ranges
 from calibration.samples import Samples, open_samples
 from compiler.cuts import Boundaries
@@ -296,7 +296,7 @@ def draft(
             tolerance=_tolerance(
                 values,
                 labels=prepared.exact is not None,
-                quantised=prepared.quantised is not None,
+                quantised=any(n.op_type == "QuantizeLinear" for n in prepared.model.graph.node),
             ),
             max_error=0.0,
             compared_with=expected.reference,
@@ -366,9 +366,10 @@ def _tolerance(values: Values, *, labels: bool, quantised: bool = False) -> dict
     floats = {s.dtype for s in values.specs.values() if s.dtype.startswith("float")}
     coarsest = max((TOLERANCE[dtype] for dtype in floats), default=0.0)
     coarsest = max(coarsest, QUANTISED) if quantised else coarsest
-    return {
+    table = {
         k: v if k == "integer" and not labels else max(v, coarsest) for k, v in TOLERANCE.items()
     }
+    return {**table, "int8": CODES} if quantised else table
 
 
 def _producer() -> dict[str, str]:

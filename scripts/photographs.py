@@ -20,6 +20,7 @@ __all__ = [
     "calibration_imagenet",
     "calibration_lite",
     "held_out",
+    "held_out_lite",
     "imagenet",
     "lite",
 ]
@@ -92,6 +93,11 @@ def calibration_lite() -> Iterator[Floats]:
 def calibration_imagenet() -> Iterator[Floats]:
     """Yield the calibration half for torchvision's classifiers."""
     return (imagenet(pixels) for pixels in crops(PHOTOGRAPHS[::2], 0))
+
+
+def held_out_lite() -> Iterator[Floats]:
+    """Yield the other half for EfficientNet-lite."""
+    return (lite(pixels) for pixels in held_out())
 
 
 def held_out() -> Iterator[Pixels]:

@@ -31,12 +31,11 @@ REGISTRY = {
 def registry(monkeypatch):
     known = dict(REGISTRY)
     monkeypatch.setattr(codecs, "CODECS", known)
-    monkeypatch.setattr(codecs, "CANDIDATES", (), raising=False)
-    caches = [f for f in (codecs.codec_by_id, codecs.open_codec) if hasattr(f, "cache_clear")]
-    for cached in caches:
+    monkeypatch.setattr(codecs, "CANDIDATES", tuple(name for name, _ in known.values()))
+    for cached in (codecs.codec_by_id, codecs.open_codec):
         cached.cache_clear()
     yield known
-    for cached in caches:
+    for cached in (codecs.codec_by_id, codecs.open_codec):
         cached.cache_clear()
 
 
@@ -112,8 +111,9 @@ def test_a_limit_fails(bundle, data):
     assert set(rows) == {(cut, "identity"), (bundle.manifest.cuts[-1].id, LOCAL)}
 
 
-def test_a_codec_that_says_it_is_lossless_and_is_not(bundle, data, registry):
+def test_a_codec_that_says_it_is_lossless_and_is_not(bundle, data, registry, monkeypatch):
     registry[94] = ("lying", "tests.lossy:LyingCodec")
+    monkeypatch.setattr(codecs, "CANDIDATES", (*codecs.CANDIDATES, "lying"))
     done = verify(bundle, "--data", data)
     assert done.exit_code == 1
     assert "codec lying, cut" in done.stderr
@@ -124,6 +124,14 @@ def test_a_missing_library_leaves_its_codec_out(bundle, data):
     done = verify(bundle, "--data", data, "--codec", "absent", "--codec", "half")
     assert done.exit_code == 0, done.output
     assert "codec absent: left out: absent needs libabsent" in done.stderr
+
+
+def test_a_codec_whose_library_is_missing_says_so(bundle, data, monkeypatch):
+    monkeypatch.setattr(codecs, "NEEDS", {"half": "a_module_that_is_not_here"})
+    monkeypatch.setattr(codecs, "codec_names_here", lambda: ("identity", "signs"))
+    done = verify(bundle, "--data", data, "--codec", "half", "--codec", "identity")
+    assert done.exit_code == 0, done.output
+    assert "codec half: left out: needs a_module_that_is_not_here" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -39,19 +39,34 @@ def collected(*runs, percentile=99.99):
 
 def test_per_tensor_and_per_channel():
     spread = np.array([1, 10, 0]).reshape(1, 3, 1, 1)
-    runs = [(RANDOM.normal(size=(1, 3, 8, 8)) * spread).astype("f4") for _ in range(5)]
+    runs = [(RANDOM.normal(size=(1, 3, 400, 256)) * spread).astype("f4") for _ in range(4)]
     found = collected(*runs)["t"]
     whole = np.stack(runs)
     assert found.minimum == whole.min()
     assert found.maximum == whole.max()
     assert found.minimum <= found.low < 0 < found.high <= found.maximum
     assert found.threshold("minmax") == np.abs(whole).max()
-    assert found.threshold("percentile") <= found.threshold("minmax")
+    assert found.values == whole.size
+    assert found.threshold("percentile") < found.threshold("minmax")
     assert found.channels.axis == 1
     by_channel = np.abs(whole).max(axis=(0, 1, 3, 4))
     assert found.channel_thresholds("minmax").tolist() == by_channel.tolist()
     assert found.channel_thresholds("mse")[2] == 0
     assert found.channel_thresholds("percentile")[0] < found.channel_thresholds("percentile")[1]
+
+
+def test_thresholds_of_few_values_have_room():
+    spread = np.array([1, 10]).reshape(1, 2, 1, 1)
+    some = (RANDOM.normal(size=(1, 2, 64, 64)) * spread).astype("f4")
+    found = collected(some)["t"]
+    top = np.abs(some).max(axis=(0, 2, 3))
+    assert found.threshold("mse") == found.threshold("minmax") == top.max()
+    assert found.percentile < top.max()
+    by_channel = found.channel_thresholds("minmax")
+    assert by_channel == pytest.approx([1.5 * top[0], top[1]])
+    few = collected(some[:, :, :16, :16])["t"]
+    assert few.channels is not None
+    assert few.channel_thresholds("minmax") is None
 
 
 def test_the_axis_of_the_channels():

@@ -99,7 +99,7 @@ def test_a_residual_network_in_int8(compile_):
     assert codes[0].bytes == whole[manifest.inputs[0].shape] / 4
     with Program(bundle, open_backend("ort")) as program:
         assert all(parity.ok for parity in verify_cuts(program))
-    assert manifest.parity.max_error < 0.02
+    assert manifest.parity.max_error < 0.05
 
 
 def test_codes_cross_wherever_a_cut_is_searched(compile_):
@@ -233,10 +233,10 @@ def test_segments_that_compute_something_else_fail_the_proof(compile_, monkeypat
 
     def shifted(model, folder, inputs, names):
         values = real(model, folder, inputs, names)
-        return {n: a * np.float32(1.1) if a.dtype.kind == "f" else a for n, a in values.items()}
+        return {n: a * np.float32(1.2) if a.dtype.kind == "f" else a for n, a in values.items()}
 
     monkeypatch.setattr(quantised_proof, "run_whole", shifted)
-    with pytest.raises(EmitError, match=r"differs from onnx: error .*, tolerance 0.02"):
+    with pytest.raises(EmitError, match=r"differs from onnx: error .*, tolerance 0.05"):
         compile_(torch_models.residual())
 
 
@@ -382,6 +382,38 @@ def test_a_users_own_pairs_are_left_alone():
     weights = {"w": floats(8, 8), "s": np.float32(0.1), "z": np.int8(0)}
     model = ir.serde.deserialize_model(model_of(nodes, {"x": [1, 8]}, {"y": [1, 8]}, weights))
     assert quantisable(model) == {}
+
+
+def test_a_graph_that_another_tool_quantised_is_compiled_as_it_is(compile_, tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)]
+    x = torch.zeros(1, 3, 16, 16)
+    exact = compile_((nn.Sequential(*layers).eval(), (x,)), precision="fp32", name="exact")
+
+    class Reader(ortq.CalibrationDataReader):
+        def __init__(self):
+            self.rows = iter([{"input": floats(1, 3, 16, 16)} for _ in range(4)])
+
+        def get_next(self):
+            return next(self.rows, None)
+
+    file = tmp_path / "theirs.onnx"
+    ortq.quantize_static(
+        exact.path(exact.manifest.graph),
+        file,
+        Reader(),
+        per_channel=True,
+        weight_type=ortq.QuantType.QInt8,
+        extra_options={"ActivationSymmetric": True, "WeightSymmetric": True},
+    )
+    options = CompileOptions(cuts="all", name="theirs")
+    bundle = compile_model(str(file), tmp_path / "theirs.bundle", options=options)[0]
+    assert bundle.manifest.quantisation is None
+    assert bundle.manifest.parity.tolerance["int8"] == 0.1
+    kinds = {bundle.manifest.tensors[n].dtype for c in bundle.manifest.cuts for n in c.tensors}
+    assert "int8" in kinds
+    with Program(bundle, open_backend("ort")) as program:
+        assert all(parity.ok for parity in verify_cuts(program))
 
 
 def test_groups_of_neighbours():
