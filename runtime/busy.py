@@ -102,7 +102,7 @@ class BusyPeriods:
         self._period_bytes += moved
         if self._flowing:
             self._flow_bytes += moved
-        if self._counts(last, reading, moved) and (last.receiving or not ended):
+        if self._counts(last, reading, moved) and not ended:
             self._bytes += moved
             self._busy_s += seconds
             self._counted_s = reading.at_s

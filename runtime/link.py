@@ -439,7 +439,7 @@ class Link:
         clock = Clock()
         begin_s = time.monotonic()
         try:
-            with self._meter.receiving():
+            with self._meter.receiving(header.payload_bytes):
                 tensors = read_tensors(
                     channel.stream,
                     specs,

@@ -42,7 +42,7 @@ class Meter:
         self._wanted = threading.Event()
         self._closing = False
         self._writing = 0
-        self._receiving = False
+        self._until_bytes: Optional[int] = None
         self._thread = threading.Thread(target=self._work, name="splitrt-meter", daemon=True)
         self._thread.start()
 
@@ -52,7 +52,7 @@ class Meter:
     def attach(self, stream: Optional[Stream]) -> None:
         """Watch this connection from now on; none for no connection."""
         with self._lock:
-            self._stream, self._receiving = stream, False
+            self._stream, self._until_bytes = stream, None
         self.read()
 
     @contextmanager
@@ -69,16 +69,24 @@ class Meter:
             self._wanted.set()
 
     @contextmanager
-    def receiving(self) -> Iterator[None]:
-        """Watch while the rest of a message is read; for the thread that reads."""
-        self._receiving = True
+    def receiving(self, size: int) -> Iterator[None]:
+        """Watch while the rest of a message is received; for the thread that reads.
+
+        Args:
+            size: Its bytes, none of which has been read. Once the kernel has them all, what the
+                thread still does with them is not the link's time.
+        """
+        with self._lock:
+            if self._stream is not None:
+                self._until_bytes = self._stream.bytes_read + size
         self.read()
         self._wanted.set()
         try:
             yield
         finally:
             self.read()
-            self._receiving = False
+            with self._lock:
+                self._until_bytes = None
             self.read()
 
     def read(self) -> bool:
@@ -90,17 +98,19 @@ class Meter:
             counters = stream.counters()
             if counters is None:
                 return False
+            until = self._until_bytes
+            receiving = until is not None and counters.received_bytes < until
             reading = Reading(
                 at_s=time.monotonic(),
                 acked_bytes=counters.acked_bytes,
                 received_bytes=counters.received_bytes,
                 outstanding_bytes=counters.outstanding_bytes,
-                receiving=self._receiving,
+                receiving=receiving,
                 blocked=counters.blocked,
                 delivery_bps=counters.delivery_bps,
             )
             self._estimator.take(reading)
-            return bool(counters.outstanding_bytes or self._receiving or self._writing)
+            return bool(counters.outstanding_bytes or receiving or self._writing)
 
     def close(self) -> None:
         """End the thread; safe to call again."""

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from calibration.latency_table import read_table
 from calibration.parity import seeded_inputs
 from calibration.plan_text import plan_text
 from engines.backend import BackendOptions, open_backend
@@ -334,6 +335,47 @@ class TestOtherCommands:
         kept = Path(record["file"])
         assert kept.is_file()
         assert kept.parent == Bundle.open(toy_copy).device_folder
+
+    def test_profile_measures_codecs_on_a_source(self, toy_copy: Path) -> None:
+        args = ("profile", toy_copy, "--runs", 3, "--warmup", 0, "--threads", 1)
+        result = _run(*args, "--source", "random:2")
+        assert result.exit_code == 0
+        assert "encode ms" in result.stdout
+        record = json.loads(_run(*args, "--source", "random:2", "--json").stdout)
+        found = {(row["tensor"], row["codec"]) for row in record["codecs"]}
+        assert {("x", "zstd"), ("x", "int8")} <= found
+        assert read_table(Path(record["file"])).codecs != ()
+        record = json.loads(_run(*args, "--no-codecs", "--json").stdout)
+        assert record["codecs"] == []
+        assert read_table(Path(record["file"])).codecs == ()
+        result = _run(*args, "--source", toy_copy / "nothing.png")
+        assert result.exit_code == 1
+
+    def test_measured_codecs_are_explained(self, toy_copy: Path) -> None:
+        table = json.loads(
+            _run("profile", toy_copy, "--runs", 3, "--threads", 1, "--json").stdout
+        )["file"]
+        record = json.loads(
+            _run("explain", toy_copy, "--goodput", "1", "--robot-table", table,
+                 "--server-table", table, "--json").stdout
+        )  # fmt: skip
+        names = [candidate["name"] for candidate in record["candidates"]]
+        assert any(name.endswith("zstd") for name in names)
+
+    @pytest.mark.parametrize(
+        ("options", "says"),
+        [
+            (["--codec", "int8"], "--allow-lossy MAX_ERROR"),
+            (["--codec", "tarball"], "expected one of identity"),
+            (["--allow-lossy", "0.1"], "split-bundle verify BUNDLE --data DATA"),
+        ],
+    )
+    def test_codecs_that_may_not_be_used_are_refused_in_one_line(
+        self, toy_copy: Path, options: list[str], says: str
+    ) -> None:
+        result = _run("infer", toy_copy, "--source", "random:1", *options)
+        assert result.exit_code == 1
+        _assert_one_line(result.stderr, says)
 
     def test_verify_exits_0_for_a_right_bundle_and_1_for_a_wrong_one(self, toy_copy: Path) -> None:
         result = _run("verify", toy_copy, "--json")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from engines.errors import CodecError
 from engines.program import Program
 from runtime import Robot, Server
 from runtime.codec_policy import CodecPolicy, open_policy
+from runtime.recording import Recorder, read_run
 from runtime.tables import wire_table
 from runtime.wire import Table
 from tests.runtime.helpers import address, assert_right, eventually
@@ -148,6 +150,34 @@ class TestRobot:
         assert not result.lossy
         assert result.record()["codecs"] == result.codecs
 
+    def test_a_recorded_run_knows_the_codecs(
+        self, bundle: Bundle, inputs: dict[str, np.ndarray], tmp_path: Path
+    ) -> None:
+        _profiled(bundle, inputs)
+        path = tmp_path / "run.jsonl"
+        with (
+            path.open("w") as file,
+            _served(bundle) as server,
+            Robot(bundle, server=address(server), cut="offload", threads=1) as robot,
+        ):
+            recorder = Recorder(file, bundle, selector="offload", clock=time.monotonic)
+            for _ in range(2):
+                result = robot.infer(inputs)
+                recorder.add(result)
+        run = read_run(path)
+        plans = run.plans(run.inferences[-1].tables)
+        decision = result.decision
+        assert plans is not None
+        assert plans.codings is not None
+        assert decision is not None
+        assert decision.situation is not None
+        assert decision.situation.plans is not None
+        assert decision.situation.plans.codings is not None
+        assert plans.codings.offer == decision.situation.plans.codings.offer
+        assert [c.coding for c in plans.choices] == [
+            c.coding for c in decision.situation.plans.choices
+        ]
+
     @pytest.mark.parametrize("codec", ["zstd", "lz4"])
     def test_a_named_codec_is_used_both_ways(
         self, bundle: Bundle, inputs: dict[str, np.ndarray], codec: str
@@ -224,11 +254,7 @@ class TestRobot:
         assert len(msgspec.msgpack.encode(wire_table(many))) < 200 * 1024
 
 
-def _served(bundle: Bundle) -> Server:
-    return _Served(bundle)
-
-
-class _Served:
+class _served:  # noqa: N801 (it reads as a function does)
     def __init__(self, bundle: Bundle) -> None:
         self._program = Program(bundle, open_backend("ort", BackendOptions(threads=1)))
         self._server = Server([self._program])
