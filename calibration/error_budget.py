@@ -115,7 +115,7 @@ def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec]
     here = {name.partition(":")[0] for name in registry.codec_names_here()}
     for name in dict.fromkeys([*wanted, *(names or ())]):
         base = name.partition(":")[0]
-        if base not in here:
+        if base in registry.NEEDS and base not in here:
             missing.append(f"codec {name}: left out: needs {registry.NEEDS[base]}")
             continue
         try:

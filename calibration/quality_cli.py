@@ -8,6 +8,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, TypeVar
 
 import click
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -256,17 +257,20 @@ def _record(
 def _print(
     lines: List[Line], first: QualityTable, options: QualityOptions, page: Optional[Path]
 ) -> None:
-    table = Table("in", "cut", "codec", "bytes", options.metric, "worst", "", "after")
+    table = Table(box=SIMPLE)
+    for title in ("in", "cut", "codec", "bytes", options.metric, "worst", ""):
+        table.add_column(title, no_wrap=True)
+    table.add_column("after", no_wrap=True, overflow="ellipsis")
     for line in lines:
         row = line.quality
-        marks = " ".join(["best"] * line.best + ["over the limit"] * line.over)
+        marks = " ".join(["best"] * line.best + ["over"] * line.over)
         table.add_row(
             line.precision,
             row.cut,
             row.codec,
             f"{row.bytes:.0f}",
-            f"{row.error:.2e}",
-            f"{row.largest:.2e}",
+            f"{row.error:.2g}",
+            f"{row.largest:.2g}",
             marks,
             line.after,
         )

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from calibration.collect import no_progress
-from calibration.parity import CODES, QUANTISED, TOLERANCE, seeded_inputs
+from calibration.parity import QUANTISED, TOLERANCE, seeded_inputs
 from calibration.ranges import RANGES_FILE, Ranges, write_ranges
 from calibration.samples import Samples, open_samples
 from compiler.cuts import Boundaries
@@ -369,7 +369,7 @@ def _tolerance(values: Values, *, labels: bool, quantised: bool = False) -> dict
     table = {
         k: v if k == "integer" and not labels else max(v, coarsest) for k, v in TOLERANCE.items()
     }
-    return {**table, "int8": CODES} if quantised else table
+    return {**table, "int8": QUANTISED} if quantised else table
 
 
 def _producer() -> dict[str, str]:

@@ -209,3 +209,11 @@ def _change_constant(path: Path, name: str, value: float) -> None:
     (tensor,) = [t for t in model.graph.initializer if t.name == name]
     tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
     path.write_bytes(model.SerializeToString())
+
+
+def test_codes_by_how_far_they_are_apart() -> None:
+    codes = np.array([[-128, 0, 127]], np.int8)
+    assert error_of(codes, codes) == 0
+    assert error_of(np.array([[-127, 1, 126]], np.int8), codes) == pytest.approx(1 / 127)
+    assert error_of(np.array([[127, 0, 127]], np.int8), codes) == pytest.approx(255 / 127)
+    assert error_of(codes.astype(np.int16), codes) == float("inf")

@@ -99,7 +99,7 @@ def test_a_residual_network_in_int8(compile_):
     assert codes[0].bytes == whole[manifest.inputs[0].shape] / 4
     with Program(bundle, open_backend("ort")) as program:
         assert all(parity.ok for parity in verify_cuts(program))
-    assert manifest.parity.max_error < 0.05
+    assert manifest.parity.max_error < 0.1
 
 
 def test_codes_cross_wherever_a_cut_is_searched(compile_):
@@ -233,10 +233,10 @@ def test_segments_that_compute_something_else_fail_the_proof(compile_, monkeypat
 
     def shifted(model, folder, inputs, names):
         values = real(model, folder, inputs, names)
-        return {n: a * np.float32(1.2) if a.dtype.kind == "f" else a for n, a in values.items()}
+        return {n: a * np.float32(1.4) if a.dtype.kind == "f" else a for n, a in values.items()}
 
     monkeypatch.setattr(quantised_proof, "run_whole", shifted)
-    with pytest.raises(EmitError, match=r"differs from onnx: error .*, tolerance 0.05"):
+    with pytest.raises(EmitError, match=r"differs from onnx: error .*, tolerance 0.1"):
         compile_(torch_models.residual())
 
 
