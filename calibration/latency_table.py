@@ -10,11 +10,10 @@ from typing import Optional, Tuple
 import msgspec
 
 from calibration.codings import CodecCost
-from calibration.records import read_record
+from calibration.records import read_record, write_record
 from calibration.segment_times import SHARES, SegmentTimes
 from engines.bundle import Bundle
 from engines.errors import SplitError
-from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
 from engines.halves import Span
 
@@ -150,10 +149,7 @@ def store_table(bundle: Bundle, table: LatencyTable) -> Path:
         SplitError: The device folder cannot be written.
     """
     path = table_path(bundle, table.fingerprint)
-    try:
-        write_at_once(path, msgspec.json.format(msgspec.json.encode(table), indent=1))
-    except OSError as exc:
-        raise SplitError(f"{path}: latency table cannot be written: {exc.strerror}") from exc
+    write_record(path, table, "latency table")
     return path
 
 

@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.energy import StatePower
-from calibration.records import read_record
+from calibration.records import read_record, write_record
 from engines.bundle import Bundle
 from engines.errors import SplitError
-from engines.files import write_at_once
 from engines.fingerprint import Fingerprint
 
 __all__ = [
@@ -171,10 +170,7 @@ def store_power(bundle: Bundle, fingerprint: Fingerprint, fit: PowerFit) -> Path
         SplitError: The device folder cannot be written.
     """
     path = power_path(bundle, fingerprint)
-    try:
-        write_at_once(path, msgspec.json.format(msgspec.json.encode(fit), indent=1))
-    except OSError as exc:
-        raise SplitError(f"{path}: fitted power cannot be written: {exc.strerror}") from exc
+    write_record(path, fit, "fitted power")
     return path
 
 

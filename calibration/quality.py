@@ -11,7 +11,7 @@ from typing import Optional, Tuple
 
 import msgspec
 
-from calibration.records import read_record
+from calibration.records import read_record, write_record
 from engines.bundle import Bundle
 from engines.errors import SplitError
 
@@ -90,9 +90,12 @@ def quality_file(bundle: Bundle, metric: str) -> Path:
 
 
 def write_quality(path: Path, table: QualityTable) -> None:
-    """Write a table."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1) + b"\n")
+    """Write a table, whole or not at all.
+
+    Raises:
+        SplitError: The file cannot be written.
+    """
+    write_record(path, table, "a table of errors")
 
 
 def read_quality(path: Path) -> QualityTable:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.records import read_record
+from calibration.records import read_record, write_record
 from engines.bundle import Bundle
 from engines.errors import SplitError
 
@@ -206,9 +206,12 @@ def _along(scale: "NDArray[np.float32]", rank: int, axis: Optional[int]) -> "NDA
 
 
 def write_ranges(path: Path, ranges: Ranges) -> None:
-    """Write ranges."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(ranges), indent=1) + b"\n")
+    """Write ranges, whole or not at all.
+
+    Raises:
+        SplitError: The file cannot be written.
+    """
+    write_record(path, ranges, "ranges")
 
 
 def read_ranges(path: Path) -> Ranges:

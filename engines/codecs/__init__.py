@@ -113,15 +113,18 @@ def open_codec(name: str) -> Codec:
     raise CodecError(f"codec {name!r}: expected one of {names}")
 
 
-@lru_cache(maxsize=None)
 def codec_ids_here() -> Tuple[int, ...]:
     """Return the ids of the codecs whose libraries are installed here."""
-    here = {module: importlib.util.find_spec(module) for module in set(NEEDS.values())}
     return tuple(
         wire_id
         for wire_id, (name, _) in CODECS.items()
-        if name not in NEEDS or here[NEEDS[name]] is not None
+        if name not in NEEDS or _installed(NEEDS[name])
     )
+
+
+@lru_cache(maxsize=None)
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def codec_names_here() -> Tuple[str, ...]:

@@ -13,6 +13,7 @@ from engines.codecs import (
     CANDIDATES,
     CODECS,
     NEEDS,
+    _installed,
     codec_by_id,
     codec_ids_here,
     codec_names_here,
@@ -471,7 +472,7 @@ def test_without_its_library_a_codec_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_codecs_without_a_library_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
-    codec_ids_here.cache_clear()
+    _installed.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     try:
         assert codec_ids_here() == (0, 1, 2, 3, 4, 11)
@@ -484,4 +485,4 @@ def test_codecs_without_a_library_are_not_offered(monkeypatch: pytest.MonkeyPatc
             "runs",
         )
     finally:
-        codec_ids_here.cache_clear()
+        _installed.cache_clear()
