@@ -34,8 +34,9 @@ style: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
+# A file's tests stay together: they share what is compiled for them.
 unit: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 has38:
 	@echo "$(PYTHON38)"

@@ -101,7 +101,7 @@ def test_report_is_plain_json(compiled):
     assert json.loads(json.dumps(report)) == report
     assert {*report} == {
         *("bundle", "model", "inputs", "outputs", "cuts", "segments", "refused", "seconds"),
-        *("weights_bytes", "bundle_bytes", "precision", "max_error"),
+        *("weights_bytes", "bundle_bytes", "precision", "max_error", "bounded", "quantisation"),
     }
     assert {*report["cuts"][1]} == {
         *("id", "index", "tensors", "bytes", "flops_robot", "flops_server", "after", "why"),

@@ -426,7 +426,7 @@ def test_console_keeps_stdout_for_results(place):
     assert {"inputs", "outputs", "segments", "refused", "max_error"} <= report.keys()
     assert list(report["seconds"]) == [
         *("load", "trace", "export", "passes", "cuts"),
-        *("emit", "proof", "plans", "report", "write"),
+        *("emit", "proof", "calibrate", "plans", "report", "write"),
     ]
     assert set(done.stderr.splitlines()) == {"noise on stdout", "more noise"}
     assert report["bundle_bytes"] > report["weights_bytes"] >= 0
