@@ -20,7 +20,15 @@ from compiler.graph import Node, ValueGraph
 from engines.manifest import Cut, Segment
 from engines.tensors import TensorSpec
 
-__all__ = ["GRAPH_FILE", "WEIGHTS_FILE", "Emitted", "Extractor", "emit"]
+__all__ = [
+    "GRAPH_FILE",
+    "WEIGHTS_FILE",
+    "Emitted",
+    "Extractor",
+    "elem_type",
+    "emit",
+    "write_graph",
+]
 
 GRAPH_FILE = "graph/model.onnx"
 WEIGHTS_FILE = "graph/weights.bin"
@@ -140,13 +148,13 @@ def emit(
             kept = ends.union(cut.frontier)
             places = sorted(cut.nodes)
             wanted = [n for n in _given([boundaries.order[p] for p in places]) if n in kept]
-            _write(folder / head, extractor.extract(places, wanted))
+            write_graph(folder / head, extractor.extract(places, wanted))
         if len(others) == 1 and mine:
             tail = segments[others[0]].file
         elif 0 < index < last:
             tail = f"graph/tail_{cut.id}.onnx"
             rest = sorted(everything - cut.nodes)
-            _write(folder / tail, extractor.extract(rest, cut.results))
+            write_graph(folder / tail, extractor.extract(rest, cut.results))
         cuts.append(
             Cut(
                 id=cut.id,
@@ -182,7 +190,7 @@ def _segment(
     outputs = [name for name in _given(nodes) if name in kept]
     piece = extractor.extract(places, outputs)
     file = f"graph/segment_{index:04d}.onnx"
-    _write(folder / file, piece)
+    write_graph(folder / file, piece)
     return Segment(
         index=index,
         file=file,
@@ -197,10 +205,12 @@ def _given(nodes: Sequence[Node]) -> list[str]:
     return [name for node in nodes for name in node.outputs]
 
 
-def _write(path: Path, model: ModelProto) -> None:
+def write_graph(path: Path, model: ModelProto) -> None:
+    """Write a graph, whose weights lie elsewhere, the same bytes for the same graph."""
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def elem_type(spec: TensorSpec) -> int:
+    """Return ONNX's number of a tensor's dtype."""
     named = {"float32": "FLOAT", "float64": "DOUBLE"}.get(spec.dtype, spec.dtype.upper())
     return int(TensorProto.DataType.Value(named))

@@ -18,6 +18,7 @@ import numpy as np
 from calibration.parity import error_of, tolerance_for
 from compiler.cuts import Boundaries, Boundary
 from compiler.graph import ValueGraph
+from compiler.segments import write_graph
 from compiler.stripes.extents import Extents
 from compiler.stripes.forms import Former
 from engines.backend import open_backend
@@ -75,7 +76,7 @@ def write_bounded(
             owners=dict.fromkeys(places, None),
             kept={},
         )
-        (folder / made[0].plain).write_bytes(piece.SerializeToString(deterministic=True))
+        write_graph(folder / made[0].plain, piece)
         found += made
         tensors.update(cut.frontier, graph.inputs)
     return tuple(found), tensors

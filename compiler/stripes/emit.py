@@ -16,6 +16,7 @@ from onnx import ModelProto
 
 from compiler.cuts import Boundaries
 from compiler.graph import Node, ValueGraph
+from compiler.segments import write_graph
 from compiler.stripes.bounded import write_bounded
 from compiler.stripes.extents import Extents, follow
 from compiler.stripes.facts import Facts
@@ -216,7 +217,7 @@ class _Writer:
                 owners=dict.fromkeys(places, index),
                 kept={index: kept},
             )
-            _write(self._folder / files[form], piece)
+            write_graph(self._folder / files[form], piece)
         self._kept[index] = kept
         inputs = [n for p in places for n in self._boundaries.order[p].inputs]
         given = {n for p in places for n in self._boundaries.order[p].outputs}
@@ -276,7 +277,7 @@ class _Writer:
                     kept=kept,
                     starts=starts,
                 )
-                _write(self._folder / file, piece)
+                write_graph(self._folder / file, piece)
                 entry[form] = file
         self.cuts.append(
             StripedCut(
@@ -383,7 +384,7 @@ def _row_splits(
                 kept={None: found.kept},
                 starts=found.starts,
             )
-            _write(folder / files[form], piece)
+            write_graph(folder / files[form], piece)
         flows = extents.flows
         yield RowSplit(
             cut=index,
@@ -479,7 +480,3 @@ def split_rows(
 def _lost(split: SplitFound, frontier: Sequence[str]) -> float:
     """Return which part of the frontier's rows both sides compute."""
     return max(split.starts[name] / split.extents.flows[name].rows for name in frontier)
-
-
-def _write(path: Path, model: ModelProto) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))

@@ -294,9 +294,10 @@ class _Writer:
 
     def _cut_front(self, name: str) -> None:
         """Leave out of an output the rows that only this form's own nodes needed."""
-        above = 0 if self._top == "first" else self._flows[name].upto(self._low)
-        above -= self._begin[name]
-        if above <= 0 or self._top == "first":
+        if self._top == "first":
+            return
+        above = self._flows[name].upto(self._low) - self._begin[name]
+        if above <= 0:
             return
         longer = f"longer:{name}"
         for node in self._written:
