@@ -52,7 +52,7 @@ def test_a_graph_with_wrong_weights_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_wrong_segment_is_refused(tmp_path, monkeypatch):
-    write = segments._write
+    write = segments.write_graph
 
     def wrong(path, model):
         if path.name == "segment_0002.onnx":
@@ -60,14 +60,14 @@ def test_a_wrong_segment_is_refused(tmp_path, monkeypatch):
                 node.op_type = {"Relu": "Neg"}[node.op_type]
         write(path, model)
 
-    monkeypatch.setattr(segments, "_write", wrong)
+    monkeypatch.setattr(segments, "write_graph", wrong)
     with pytest.raises(EmitError, match=r"tensor 'relu' differs from pytorch: error [\d.]+, tol"):
         compile_chain(tmp_path)
 
 
 @pytest.mark.parametrize("half", ["head", "tail"])
 def test_a_wrong_half_is_refused(tmp_path, monkeypatch, half):
-    write = segments._write
+    write = segments.write_graph
 
     def wrong(path, model):
         if path.name.startswith(half):
@@ -76,7 +76,7 @@ def test_a_wrong_half_is_refused(tmp_path, monkeypatch, half):
                     node.op_type = "Sigmoid"
         write(path, model)
 
-    monkeypatch.setattr(segments, "_write", wrong)
+    monkeypatch.setattr(segments, "write_graph", wrong)
     with pytest.raises(EmitError, match="head and tail give another result"):
         compile_chain(tmp_path)
 
