@@ -60,11 +60,14 @@ class Work:
         tasks: In the order in which each resource serves its own.
         bytes_up: Bytes that the robot sends.
         bytes_down: Bytes that the server returns.
+        rest_s: Seconds that the robot takes for what is the server's part, once its own is done:
+            what is left where no answer comes.
     """
 
     tasks: Tuple[Task, ...]
     bytes_up: int
     bytes_down: int
+    rest_s: float = 0.0
 
     def busy_s(self, resource: str) -> float:
         """Return the seconds that a resource computes."""
@@ -117,7 +120,7 @@ class Pricer:
         here = build.up(self._message(specs, coding, up=True), (ready,))
         answer = build.serve(_whole(self._server, self._others(head)), (here,))
         build.down(self._message(results, coding, up=False), (answer,))
-        return build.work()
+        return build.work(_whole(self._robot, self._others(head)))
 
     def plan(self, plan: Plan, coding: Mapping[str, str] = NO_CODING) -> Work:
         """Return the tasks of a striped plan; see :meth:`serial`."""
@@ -156,7 +159,13 @@ class Pricer:
         rest_s = _whole(self._server, self._others(behind))
         answer = build.serve(rest_s, rest_after)
         build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
-        return build.work()
+        alone_s = _whole(self._robot, self._others(head))
+        if not plan.robot:
+            alone_s += _whole(self._robot, head)
+        elif plan.robot < plan.stripes:  # what the server has of the head, in one stripe
+            left = (plan.bounds[plan.robot - 1], self._striping().rows)
+            alone_s += self._stripe_s(self._robot, head, left)
+        return build.work(alone_s)
 
     def _stripe_s(
         self,
@@ -233,7 +242,9 @@ class Pricer:
         below = split.rows - plan.bound + split.mean_extra
         answer = build.serve(side_s(self._server, below), (here,))
         build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
-        return build.work()
+        left = (split.rows - plan.bound + split.mean_lag) / split.rows
+        whole_s = _whole(self._robot, after)
+        return build.work(self._robot.rows_s(place, left, whole_s=whole_s))
 
     # -- bounded -----------------------------------------------------------------------------
 
@@ -252,7 +263,9 @@ class Pricer:
         there = build.serve(head_s(self._server, below), (raw,))
         answer = build.serve(_whole(self._server, self._others(head)), (here, there))
         build.down(self._message(returned(plan, manifest), coding, up=False), (answer,))
-        return build.work()
+        return build.work(
+            _whole(self._robot, self._everything)
+        )  # the exact result, from the start
 
     # -- helpers -----------------------------------------------------------------------------
 
@@ -298,8 +311,8 @@ class _Builder:
         first, second = (SERVER_CODEC, server_s), (ROBOT_CODEC, robot_s)
         return self._message(nbytes, after, first, second)
 
-    def work(self) -> Work:
-        return Work(tuple(self._tasks), self._up, self._down)
+    def work(self, rest_s: float = 0.0) -> Work:
+        return Work(tuple(self._tasks), self._up, self._down, rest_s)
 
     def _message(
         self,

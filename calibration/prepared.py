@@ -94,6 +94,12 @@ class PreparedPlans:
     was made of can be read: ``manifest``, ``robot``, ``server``, ``power``,
     ``least_halo``.
 
+    Attributes:
+        choices: All of them.
+        local_s: What the robot takes alone; infinite where it may not.
+        robot_s: What the robot computes of every choice, in seconds; one element a choice.
+        rest_s: What it would take afterwards for the server's part; one element a choice.
+
     Args:
         manifest: The bundle's manifest.
         robot: Times on the robot.
@@ -391,11 +397,13 @@ class PreparedPlans:
         self._sent_bits = np.asarray([8.0 * (w.bytes_up + w.bytes_down) for w in works])
         self._linked = np.ones(len(works))
         self._linked[self._local] = 0.0
-        robot_s = np.asarray([work.busy_s(ROBOT) for work in works])
+        self.robot_s: Array = np.asarray([work.busy_s(ROBOT) for work in works])
+        self.rest_s: Array = np.asarray([work.rest_s for work in works])
         self._busiest_s = np.asarray([_busiest_s(work) for work in works])
-        self._computing_j = (self._power.compute - self._power.idle) * robot_s
+        self._computing_j = (self._power.compute - self._power.idle) * self.robot_s
+        self.local_s = self.choices[self._local].latency_s(None, 0.0, 0.0)
         self._alone_s = np.full(len(works), np.inf)
-        self._alone_s[self._local] = self.choices[self._local].latency_s(None, 0.0, 0.0)
+        self._alone_s[self._local] = self.local_s
 
     def _prediction(
         self,

@@ -28,6 +28,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from calibration.bounds import keeps
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
 from calibration.prepared import Choice, PreparedPlans
@@ -82,6 +83,7 @@ def rank(
     constraints: Constraints = UNCONSTRAINED,
     serial: bool = False,
     in_flight: Optional[int] = None,
+    promised: bool = True,
 ) -> Ranking:
     """Judge all choices; tens of microseconds for some hundreds of them.
 
@@ -94,8 +96,12 @@ def rank(
         constraints: What a choice may not do.
         serial: Only serial cuts.
         in_flight: Inferences under way at a time, for the rate; none for enough of them.
+        promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
     forbidden = _forbidden(plans, constraints, serial=serial)
+    kept = keeps(plans, objective) if promised else None
+    if kept is not None:
+        forbidden = forbidden | ~kept
     outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
     bounded: Optional[Array] = None
     if objective.kind == "deadline":

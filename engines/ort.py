@@ -13,6 +13,7 @@ from typing import Any, Dict, List
 import numpy as np
 import onnxruntime
 
+from engines.abort import Aborted, current_abort
 from engines.backend import BackendOptions, CheckedEngine
 from engines.errors import BuildError, EngineError
 from engines.fingerprint import Fingerprint, device_name
@@ -157,9 +158,17 @@ def _open(source: "bytes | str", options: Any) -> Any:
 def _run(
     name: str, session: Any, outputs: List[str], inputs: Dict[str, Array]
 ) -> Dict[str, Array]:
+    abort = current_abort()
     try:
-        values = session.run(outputs, inputs)
+        if abort is None:
+            values = session.run(outputs, inputs)
+        else:
+            options = onnxruntime.RunOptions()
+            with abort.watched(lambda: setattr(options, "terminate", True)):
+                values = session.run(outputs, inputs, options)
     except Exception as exc:  # ONNX Runtime has no common base class for its errors
+        if abort is not None and abort.is_set():
+            raise Aborted from exc
         raise EngineError(f"ONNX Runtime failed in {name!r}: {_one_line(exc)}") from exc
     return {output: np.asarray(value) for output, value in zip(outputs, values)}
 

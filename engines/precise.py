@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+from engines.abort import check_abort, current_abort
+
 __all__ = ["Clock", "PreciseClock"]
 
 _FIRST_LATE_S = 60e-6
@@ -28,7 +30,11 @@ class Clock(Protocol):
         """Return the time in seconds, from any origin."""
 
     def sleep_until(self, deadline_s: float) -> None:
-        """Return once it is so late; at once if it is already."""
+        """Return once it is so late; at once if it is already.
+
+        Raises:
+            Aborted: This thread's computation was given up meanwhile (``engines.abort``).
+        """
 
 
 class PreciseClock:
@@ -46,7 +52,11 @@ class PreciseClock:
         left_s = wanted_s - time.perf_counter()
         if left_s <= 0:  # less than a sleep can be short
             return
-        time.sleep(left_s)
+        abort = current_abort()
+        if abort is None:
+            time.sleep(left_s)
+        elif abort.wait(left_s):
+            check_abort()
         late_s = time.perf_counter() - wanted_s
         if 0 <= late_s <= _MOST_LATE_S:
             self.late_s += _LEARN * (late_s - self.late_s)

@@ -34,6 +34,7 @@ from typing import (
     Tuple,
 )
 
+from engines.abort import check_abort
 from engines.backend import Backend, Engine
 from engines.bundle import Bundle
 from engines.errors import EngineError
@@ -136,6 +137,7 @@ class Program:
         Raises:
             TensorMismatchError: A tensor of the frontier does not fit.
             EngineError: The backend failed.
+            Aborted: It was given up (``engines.abort``).
         """
         stop = self.last if stop is None else stop
         steps = self._steps_of((start, stop))
@@ -264,6 +266,7 @@ class Program:
             env.update(run_chain(engines[1:], env, [name for name in made if name in keep]))
             return
         for engine, (_, spent) in zip(engines, steps):
+            check_abort()
             env.update(engine.run({spec.name: env[spec.name] for spec in engine.inputs}))
             for name in spent:
                 env.pop(name, None)

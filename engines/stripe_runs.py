@@ -20,6 +20,7 @@ from typing import Dict, Iterable, List, Mapping, Optional, Tuple
 
 import numpy as np
 
+from engines.abort import check_abort
 from engines.errors import EngineError
 from engines.manifest import Manifest
 from engines.program import Program
@@ -257,6 +258,7 @@ class _Chain:
         for index in self.segments:
             striped = self._striping.segment(index)
             assert striped is not None, f"segment {index} is not striped"
+            check_abort()
             engine = self._forms[getattr(striped, place)]
             feed: Dict[str, Array] = {}
             for spec in engine.inputs:

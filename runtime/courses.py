@@ -1,10 +1,11 @@
 """The courses that one inference can take on the robot.
 
 Every course has the same steps. ``head`` is the robot's part; a striped one sends while it
-computes. ``ask`` waits for the answer, ``joined`` puts the model's outputs together from both
-sides, and ``alone`` does what was the server's part, from what the head left: nothing that was
-computed is computed again, but for a bounded division, of which nothing is of use for the exact
-result.
+computes, and in no case does the inference itself wait for the link to take its bytes. ``ask``
+waits for the answer, ``joined`` puts the model's outputs together from both sides, and ``alone``
+does what was the server's part, from what the head left: nothing that was computed is computed
+again, but for a bounded division, of which nothing is of use for the exact result. ``alone`` may
+run while the answer is awaited (``runtime.race``).
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from runtime.sender import Sender
 from runtime.transport import Deadline
 
 __all__ = ["BoundedCourse", "Course", "RowCourse", "SerialCourse", "StripedCourse"]
+
+_MOST_WAITING = 256
+"""Messages that wait for the sender: several frames in many stripes. With more the link is stuck,
+and they are of frames that have been answered otherwise."""
 
 
 class Course(Protocol):
@@ -50,7 +55,7 @@ class Course(Protocol):
         """Seconds spent on coding and writing beside the computing."""
 
     def head(self) -> None:
-        """Compute the robot's part."""
+        """Compute the robot's part, and hand what is to be sent to the sender."""
 
     def ask(self, deadline: Deadline) -> Optional[Answer]:
         """Wait for the server's answer; none where the deadline came first.
@@ -59,76 +64,44 @@ class Course(Protocol):
             LinkError: There will be none.
         """
 
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is there."""
+
+    def when_answered(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` once the answer is there, from another thread; it must not wait."""
+
+    def cancel(self) -> None:
+        """Want no answer any more, and tell the server so."""
+
+    def abandon(self) -> None:
+        """Give the answer up, and the connection with it."""
+
     def joined(self, answer: Answer) -> Dict[str, Array]:
         """Return the outputs from the robot's part and the answer."""
 
     def alone(self) -> Dict[str, Array]:
-        """Compute what is missing on the robot and return the outputs."""
+        """Compute what is missing on the robot and return the outputs.
+
+        An answer may still be joined afterwards, or after this was given up in the middle.
+        """
 
 
-class SerialCourse:
-    """The head on the robot, then the frontier to the server; or all of it on the robot.
-
-    Args:
-        program: What computes.
-        link: The link; none only where the cut is the last.
-        cut: Index of the cut.
-        inputs: The model's inputs.
-        codecs: Names of codecs by tensor.
-    """
-
-    sending_s = 0.0
+class _Remote:
+    """What the courses share: a request whose messages the sender writes."""
 
     def __init__(
         self,
-        program: Program,
         link: Optional[Link],
+        sender: Optional[Sender],
         cut: int,
-        inputs: Mapping[str, Array],
-        codecs: Mapping[str, str] = NO_CODECS,
+        plan: Optional[Plan],
+        codecs: Mapping[str, str],
+        expected_s: Optional[float],
     ) -> None:
-        self._codecs = codecs
         self.cut = cut
-        self.mode = "local" if cut == program.last else "split" if cut else "frame"
-        self.stripes = 0 if cut == program.last else 1
-        self.bytes_up = 0
-        self._program = program
-        self._link = link
-        self._env: Dict[str, Array] = dict(inputs)
-
-    def head(self) -> None:
-        """Run the head."""
-        self._env = self._program.run(self._env, 0, self.cut)
-
-    def ask(self, deadline: Deadline) -> Optional[Answer]:
-        """Send the frontier and wait."""
-        assert self._link is not None  # without a link the last cut is chosen
-        frontier = self._program.bundle.manifest.cuts[self.cut].tensors
-        tensors = {name: self._env[name] for name in frontier}
-        request = self._link.send(self.cut, tensors, deadline=deadline, codecs=self._codecs)
-        self.bytes_up = request.bytes_up
-        answer = request.wait(deadline)
-        if answer is None:
-            self._link.abandon(request)
-        return answer
-
-    def joined(self, answer: Answer) -> Dict[str, Array]:
-        """Add the answer to what the head gave."""
-        return {**self._env, **answer.tensors}
-
-    def alone(self) -> Dict[str, Array]:
-        """Run the tail from the frontier that was kept."""
-        return self._program.run(self._env, self.cut, self._program.last)
-
-
-class _Streaming:
-    """What the courses with a plan share: a request whose stripes the sender writes."""
-
-    def __init__(self, link: Link, sender: Sender, plan: Plan, codecs: Mapping[str, str]) -> None:
         self._codecs = codecs
-        self.cut = plan.cut
-        self.mode = mode_of(plan)
-        self.stripes = messages(plan)
+        self._expected_s = expected_s
         self._link = link
         self._sender = sender
         self._plan = plan
@@ -146,32 +119,32 @@ class _Streaming:
         return 0.0 if self._request is None else self._request.sending_s
 
     @property
+    def answered(self) -> bool:
+        """Whether the answer is there."""
+        return self._request is not None and self._request.answered
+
+    @property
     def _failed(self) -> bool:
         return self._request is None or self._request.over
 
-    def _begin(self, compute: Callable[[], None]) -> None:
-        """Open the request and compute; whatever goes wrong in that, the server is told."""
+    def _open(self) -> None:
+        """Open the request; where that cannot be, ``ask`` says why."""
+        link, sender = self._link, self._sender
+        assert link is not None, "a request without a link"
+        assert sender is not None, "a request without a sender"
         try:
-            self._request = self._link.begin(self.cut, self._plan, codecs=self._codecs)
+            if sender.waiting > _MOST_WAITING:
+                raise LinkError("the link has not taken what was sent before")
+            self._request = link.begin(
+                self.cut, self._plan, codecs=self._codecs, expected_s=self._expected_s
+            )
         except LinkError as exc:
             self._trouble = exc
-        try:
-            compute()
-        except BaseException:
-            self._cancel()
-            raise
 
     def _submit(self, stripe: int, tensors: Mapping[str, Array]) -> None:
-        link, request = self._link, self._request
-        if request is not None:
-            self._sender.submit(lambda: link.send_stripe(request, stripe, tensors))
-
-    def _cancel(self) -> None:
-        """Tell the server to forget the request, after the stripe that is being written."""
-        link, request = self._link, self._request
-        if request is not None:
-            request.settle(None, LinkError("given up by this robot"))
-            self._sender.submit(lambda: link.cancel(request))
+        link, sender, request = self._link, self._sender, self._request
+        if request is not None and link is not None and sender is not None:
+            sender.submit(lambda: link.send_stripe(request, stripe, tensors))
 
     def ask(self, deadline: Deadline) -> Optional[Answer]:
         """Wait for the answer to what is being sent."""
@@ -180,13 +153,98 @@ class _Streaming:
             assert self._trouble is not None  # why there is no request
             raise self._trouble
         try:
-            answer = request.wait(deadline)
+            return request.wait(deadline)
         except LinkError:
-            self._cancel()
+            self.cancel()
             raise
-        if answer is None:
-            self._link.abandon(request)
-        return answer
+
+    def when_answered(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` once the answer is there."""
+        if self._request is not None:
+            self._request.when_answered(watcher)
+
+    def cancel(self) -> None:
+        """Tell the server to forget the request, after the message that is being written."""
+        link, sender, request = self._link, self._sender, self._request
+        if request is not None and link is not None and sender is not None:
+            request.settle(None, LinkError("given up by this robot"))
+            sender.submit(lambda: link.cancel(request))
+
+    def abandon(self) -> None:
+        """Break the connection off."""
+        if self._request is not None and self._link is not None:
+            self._link.abandon(self._request)
+
+
+class SerialCourse(_Remote):
+    """The head on the robot, then the frontier to the server; or all of it on the robot.
+
+    Args:
+        program: What computes.
+        link: The link; none only where the cut is the last.
+        sender: Writes the frontier; the same.
+        cut: Index of the cut.
+        inputs: The model's inputs.
+        codecs: Names of codecs by tensor.
+        expected_s: How long the request should take; none where nobody knows.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        link: Optional[Link],
+        sender: Optional[Sender],
+        cut: int,
+        inputs: Mapping[str, Array],
+        codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
+    ) -> None:
+        super().__init__(link, sender, cut, None, codecs, expected_s)
+        self.mode = "local" if cut == program.last else "split" if cut else "frame"
+        self.stripes = 0 if cut == program.last else 1
+        self._program = program
+        self._env: Dict[str, Array] = dict(inputs)
+
+    def head(self) -> None:
+        """Run the head and have its frontier sent."""
+        self._env = self._program.run(self._env, 0, self.cut)
+        if self.stripes:
+            self._open()
+            frontier = self._program.bundle.manifest.cuts[self.cut].tensors
+            self._submit(0, {name: self._env[name] for name in frontier})
+
+    def joined(self, answer: Answer) -> Dict[str, Array]:
+        """Add the answer to what the head gave."""
+        return {**self._env, **answer.tensors}
+
+    def alone(self) -> Dict[str, Array]:
+        """Run the tail from the frontier that was kept."""
+        return self._program.run(self._env, self.cut, self._program.last)
+
+
+class _Streaming(_Remote):
+    """What the courses with a plan share: they send while they compute."""
+
+    def __init__(
+        self,
+        link: Link,
+        sender: Sender,
+        plan: Plan,
+        codecs: Mapping[str, str],
+        expected_s: Optional[float],
+    ) -> None:
+        super().__init__(link, sender, plan.cut, plan, codecs, expected_s)
+        self.mode = mode_of(plan)
+        self.stripes = messages(plan)
+
+    def _begin(self, compute: Callable[[], None]) -> None:
+        """Open the request and compute; whatever goes wrong in that, the server is told."""
+        self._open()
+        try:
+            compute()
+        except BaseException:
+            self.cancel()
+            raise
 
 
 class StripedCourse(_Streaming):
@@ -199,6 +257,7 @@ class StripedCourse(_Streaming):
         plan: A valid plan.
         inputs: The model's inputs.
         codecs: Names of codecs by tensor.
+        expected_s: How long the request should take; none where nobody knows.
     """
 
     def __init__(
@@ -209,8 +268,9 @@ class StripedCourse(_Streaming):
         plan: StripePlan,
         inputs: Mapping[str, Array],
         codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> None:
-        super().__init__(link, sender, plan, codecs)
+        super().__init__(link, sender, plan, codecs, expected_s)
         self._program = striped.program
         self._robot = plan.robot
         self._run = HeadRun(striped, plan, inputs)
@@ -246,6 +306,7 @@ class RowCourse(_Streaming):
         plan: A valid plan.
         inputs: The model's inputs.
         codecs: Names of codecs by tensor.
+        expected_s: How long the request should take; none where nobody knows.
     """
 
     def __init__(
@@ -256,8 +317,9 @@ class RowCourse(_Streaming):
         plan: RowPlan,
         inputs: Mapping[str, Array],
         codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> None:
-        super().__init__(link, sender, plan, codecs)
+        super().__init__(link, sender, plan, codecs, expected_s)
         self._run = TopRun(striped, plan, inputs)
 
     def head(self) -> None:
@@ -287,6 +349,7 @@ class BoundedCourse(_Streaming):
         plan: A valid plan.
         inputs: The model's inputs.
         codecs: Names of codecs by tensor.
+        expected_s: How long the request should take; none where nobody knows.
     """
 
     def __init__(
@@ -297,8 +360,9 @@ class BoundedCourse(_Streaming):
         plan: BoundedPlan,
         inputs: Mapping[str, Array],
         codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> None:
-        super().__init__(link, sender, plan, codecs)
+        super().__init__(link, sender, plan, codecs, expected_s)
         self._run = BoundedHeadRun(striped, plan, inputs)
 
     def head(self) -> None:

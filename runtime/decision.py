@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Dict, Optional, Protocol
 
+from calibration.bounds import Bound
 from calibration.codings import Coding
 from calibration.modes import MODE_NAMES
 from calibration.objectives import LATENCY, UNCONSTRAINED, Constraints, Objective
@@ -14,6 +15,7 @@ from calibration.prepared import PreparedPlans
 from calibration.ranking import GoodputAt
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, mode_of
+from runtime.link_state import LinkState
 
 __all__ = [
     "Decision",
@@ -25,15 +27,20 @@ __all__ = [
     "decision_text",
     "goodput_quantiles",
     "mode_at",
+    "raw_quantiles",
     "without_link",
 ]
+
+_WORSE = 0.5
+"""Part of the distribution of the goodput that counts on a degraded link: its lower end."""
 
 
 class LinkView(Protocol):
     """The link as it is estimated, or known.
 
     It may have ``quantile(part)`` too: the goodput in bits per second that is exceeded with a
-    probability of 1 - ``part``. Where it has none, its goodput is taken to be certain.
+    probability of 1 - ``part``. Where it has none, its goodput is taken to be certain. And
+    ``state``: see :func:`goodput_quantiles`.
     """
 
     @property
@@ -66,6 +73,8 @@ class Situation:
         serial: Only serial cuts: no plan can be carried out now.
         in_flight: Inferences under way at a time, where the caller says so.
         true_bps: The goodput that the next inference will have; only in replays, for ``oracle``.
+        trouble: Why there is no link, where there is none.
+        promised: Whether the robot keeps the promise of its objective (``calibration.bounds``).
     """
 
     plans: Optional[PreparedPlans]
@@ -76,6 +85,8 @@ class Situation:
     serial: bool = False
     in_flight: Optional[int] = None
     true_bps: Optional[float] = None
+    trouble: str = "no connection"
+    promised: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class Decision:
         plan: How the inference is striped; none for a serial cut.
         situation: What it was decided in; none where nobody kept it.
         coding: Codecs by tensor, where they are not the prediction's.
+        named: Whether the user named it: the robot is to wait for the server then.
+        bound: What is promised; none where nothing is.
     """
 
     cut: int
@@ -97,6 +110,8 @@ class Decision:
     plan: Optional[Plan] = None
     situation: Optional[Situation] = field(default=None, repr=False, compare=False)
     coding: Optional[Coding] = None
+    named: bool = False
+    bound: Optional[Bound] = None
 
     @property
     def codecs(self) -> Dict[str, str]:
@@ -114,7 +129,18 @@ class Selector(Protocol):
 
 
 def goodput_quantiles(link: LinkView) -> GoodputAt:
-    """Return the quantiles of a link's goodput, which is known; itself where it is certain."""
+    """Return the quantiles of a link's goodput, which is known; itself where it is certain.
+
+    Of a degraded link only the worse half of what was learned counts.
+    """
+    at = raw_quantiles(link)
+    if getattr(link, "state", None) is LinkState.DEGRADED:
+        return lambda part: at(part * _WORSE)
+    return at
+
+
+def raw_quantiles(link: LinkView) -> GoodputAt:
+    """Return the quantiles of a link's goodput whatever its state; see above."""
     goodput_bps = link.goodput_bps
     assert goodput_bps, "no goodput"
     quantile = getattr(link, "quantile", None)
@@ -139,7 +165,7 @@ def without_link(situation: Situation, manifest: Manifest) -> Optional[Decision]
     link, plans = situation.link, situation.plans
     last = len(manifest.cuts) - 1
     if link is None:
-        return Decision(last, "no connection", None)
+        return Decision(last, situation.trouble, None)
     blind = blind_cut(manifest)
     if plans is None:
         return Decision(blind, "no latency table of the server", None)

@@ -8,6 +8,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
+from calibration.bounds import MARGIN, firm_limit_s, keeps
 from calibration.objectives import DEADLINE_KEPT, Objective
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
@@ -125,7 +126,9 @@ def explain(situation: Situation) -> Explanation:
         constraints=situation.constraints,
         serial=situation.serial,
         in_flight=situation.in_flight,
+        promised=situation.promised,
     )
+    kept = keeps(plans, situation.objective) if situation.promised else None
     # At this goodput a serial choice's parts add up to its expected latency.
     mean_bps = 1.0 / float(np.mean([1.0 / at(part) for part in EXPECTED_AT]))
     why_not = barred(plans, situation.constraints)
@@ -143,6 +146,8 @@ def explain(situation: Situation) -> Explanation:
         reason = why_not[place] or _reason(found, place, situation.objective)
         if situation.serial and choice.plan is not None:
             reason = "no plan can be carried out now"
+        elif not why_not[place] and kept is not None and not kept[place]:
+            reason = _broken(plans, place, situation.objective)
         candidate = Candidate(
             name=decision_text(plans.manifest, choice.cut, choice.plan, choice.coding),
             latency_s=float(found.latencies_s[place]),
@@ -174,6 +179,17 @@ def _reason(found: Ranking, place: int, objective: Objective) -> str:
     if found.unit == "bps":
         return f"needs {cost / 1e6:.2f} Mbps to keep it, {more / 1e6:.2f} more"
     return f"{more:.4f} J more{part}" if found.unit == "J" else f"{more * 1e3:.2f} ms more{part}"
+
+
+def _broken(plans: PreparedPlans, place: int, objective: Objective) -> str:
+    """Say why a choice cannot keep what its objective promises."""
+    limit_s = firm_limit_s(objective, plans.local_s)
+    assert limit_s is not None, "a promise that nothing can break"
+    alone_s = float(plans.robot_s[place]) + MARGIN * float(plans.rest_s[place])
+    return (
+        f"without an answer {alone_s * 1e3:.2f} ms, over the {limit_s * 1e3:.2f} ms that are "
+        "promised"
+    )
 
 
 def _out_of_bounds(objective: Objective, value: float) -> str:

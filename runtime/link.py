@@ -3,14 +3,16 @@
 1. One thread owns the connection: it connects, shakes hands, then reads. When the connection
    breaks, every request under way fails at once (its robot falls back), and the thread connects
    again, waiting a little longer after each failure.
-2. An inference writes its request from its own thread, by a deadline, and waits for the answer
-   by the same deadline. A request in stripes is written by the robot's sender thread instead.
-   Whoever misses a deadline breaks the connection: the handshake that follows proves whether the
-   server lives.
-3. While anything is under way, the meter reads the connection's counters for the estimator.
+2. Requests are written by the robot's sender thread (``send_stripe``), whole ones and those in
+   stripes, while the inference computes or waits. One that is not waited for any more is
+   cancelled: the server is told, and what it may still answer is read and dropped.
+3. A connection is broken off where the link's state is down, where a request that should have been
+   answered long ago was met with silence, and where an inference gave up its request by its
+   patience: the handshake that follows proves whether the server lives.
+4. While anything is under way, the meter reads the connection's counters for the estimator.
    Where no transfer has told of goodput for ``PROBE_EVERY_S``, a probe within the budget
    (``runtime.probing``) keeps the estimate fresh and notices a server that froze.
-4. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
+5. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from engines.tensors import Array
 from runtime.estimator import LinkEstimate, LinkEstimator
 from runtime.evidence import Connected, Lost, QueueTime, RoundTrip, Transfer
 from runtime.handshake import HANDSHAKE_S, shake_hands
+from runtime.link_state import LinkState
 from runtime.messages import STALL_S, Channel, Message
 from runtime.meter import Meter
 from runtime.payload import (
@@ -81,10 +84,19 @@ _RTT_EVERY_S = 5.0
 _QUICK_S = 0.05
 """A request that took the link no longer is a sample as a whole: readings may have been few."""
 
+_SILENT_S = 1.0
+_SILENT_FACTOR = 4.0
+"""A server that says nothing for so long, and for so many times as long as a request should take,
+is taken to be dead or frozen."""
+
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 0.5
 """Wait before connecting again: doubled after each failure, so that a server that came back is
 used again within a second."""
+
+_RECONNECT_S = 0.4
+_RECONNECT_TRIPS = 4
+"""Time for a connection to a server that was there before: at least, and in round trips."""
 
 _PROVEN_S = 1.0
 """A connection that lived this long has proved itself: the waits begin anew after it."""
@@ -126,10 +138,13 @@ class Link:
         self._channel: Optional[Channel] = None
         self._shaking: Optional[Channel] = None
         self._requests: Dict[int, Request] = {}
+        self._cancelled: Dict[int, Request] = {}
         self._pings: Dict[int, Tuple[float, int]] = {}
         self._preparations = Preparations()
         self.takes_stripes = False
         self._next = 1
+        self._heard_s = 0.0
+        self._why_broken = ""
         self._probed_s = 0.0
         self._rtt_at_s = 0.0
         self._metered = False
@@ -198,6 +213,7 @@ class Link:
         plan: Optional[Plan] = None,
         *,
         codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> Request:
         """Open a request, of which nothing is sent yet.
 
@@ -206,6 +222,7 @@ class Link:
             plan: How it is striped; none for a whole request.
             codecs: Names of codecs by tensor, of what is sent and of the results; those that the
                 server does not have are left out.
+            expected_s: How long it should take; none where nobody knows.
 
         Raises:
             LinkError: There is no connection.
@@ -218,7 +235,8 @@ class Link:
             channel = self._channel
             if channel is None:
                 raise LinkError(f"no connection: {self.trouble}")
-            request = Request(channel, self._next, cut_index, plan, results, self._known(codecs))
+            known = self._known(codecs)
+            request = Request(channel, self._next, cut_index, plan, results, known, expected_s)
             self._next += 1
             request.alone = not self._requests
             for other in self._requests.values():
@@ -227,20 +245,23 @@ class Link:
         return request
 
     def send_stripe(self, request: Request, stripe: int, tensors: Mapping[str, Array]) -> None:
-        """Code and write one stripe of a request with a plan, in the plan's order of the wire.
+        """Code and write one message of a request, in its plan's order of the wire.
 
         What goes wrong fails the request; a stripe of one that is over is not written.
 
         Args:
             request: From :meth:`begin`.
-            stripe: Its number.
-            tensors: What ``stripe_plans.sent`` says of it; left alone until this returns.
+            stripe: Its number; 0 for a whole request.
+            tensors: What ``stripe_plans.sent`` says of it, or the cut's frontier; left alone until
+                this returns.
         """
-        assert request.plan is not None, "a whole request has no stripes"
         if request.over:
             return
         begin = time.monotonic()
-        specs = sent(request.plan, self._manifest, stripe)
+        if request.plan is None:
+            specs = self._manifest.specs(self._manifest.cuts[request.cut].tensors)
+        else:
+            specs = sent(request.plan, self._manifest, stripe)
         parts, payload = pack_tensors(specs, tensors, request.codecs)
         try:
             self._write(request, stripe, parts, payload, deadline=Deadline(None))
@@ -249,18 +270,30 @@ class Link:
         request.sending_s += time.monotonic() - begin
 
     def cancel(self, request: Request) -> None:
-        """Tell the server that no more stripes of a request will come, unless all have been sent.
+        """Tell the server that a request is not waited for any more.
 
-        To be called by whoever calls :meth:`send_stripe`, and for a request that is not waited
-        for any more.
+        To be called by whoever calls :meth:`send_stripe`. What the server may have answered before
+        it heard of it is dropped.
         """
-        self._forget(request.number)
-        if not request.unsent or request.unsent == request.stripes:
-            return  # the server has it whole, or does not know it
+        with self._lock:
+            waiting = self._requests.pop(request.number, None) is not None
+            if request.channel is not self._channel or request.unsent == request.stripes:
+                return  # its connection is gone, or the server does not know it
+            if waiting:
+                self._cancelled[request.number] = request
+        if not waiting and not request.unsent:
+            return  # answered, and nothing more of it will come
         try:
             request.channel.send(Kind.CANCEL, request=request.number)
         except LinkError as exc:
             logger.debug("cancel not sent: %s", exc)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that were written and not acknowledged: what is sent next waits for them."""
+        channel = self._channel
+        left = None if channel is None else channel.stream.unacknowledged_bytes()
+        return left or 0
 
     @property
     def under_way(self) -> int:
@@ -352,22 +385,36 @@ class Link:
         while not self._closing.is_set():
             channel: Optional[Channel] = None
             try:
-                stream = connect(host, port, deadline=Deadline(HANDSHAKE_S))
+                begin_s = time.monotonic()
+                stream = connect(host, port, deadline=Deadline(self._connect_s()))
                 channel = Channel(stream, Role.ROBOT)
                 self._open(channel)
                 opened_s = time.monotonic()
                 while True:
-                    self._take(channel, channel.receive())
+                    message = channel.receive()
+                    self._heard_s = time.monotonic()
+                    self._take(channel, message)
                     if time.monotonic() - opened_s > _PROVEN_S:
                         wait_s = _FIRST_WAIT_S
             except LinkError as exc:
-                self._down(channel, exc)
+                why, self._why_broken = self._why_broken, ""
+                self._down(channel, LinkError(why) if why else exc)
             except Exception as exc:  # the link's process loop: the robot goes on without it
                 logger.exception("the link ended by a fault of this program")
                 self._down(channel, LinkError(f"internal error: {type(exc).__name__}"))
-            if self._closing.wait(wait_s):
+            # What an attempt took counts as waiting: most of it was.
+            if self._closing.wait(max(wait_s - (time.monotonic() - begin_s), 0.0)):
                 return
             wait_s = min(wait_s * 2, _LONGEST_WAIT_S)
+
+    def _connect_s(self) -> float:
+        """Return how long to wait for a connection.
+
+        A packet lost just before a link's return is sent again a second later only: by then a new
+        attempt would have come through. Where the round trip is not known it may be that long.
+        """
+        rtt_s = self.estimator.estimate.rtt_s
+        return max(_RECONNECT_S, _RECONNECT_TRIPS * rtt_s) if rtt_s else HANDSHAKE_S
 
     def _open(self, channel: Channel) -> None:
         """Shake hands, let requests through and measure the link once."""
@@ -420,6 +467,8 @@ class Link:
         assert isinstance(result, Result)  # as decoded for this kind
         with self._lock:
             request = self._requests.get(header.request)
+            if request is None:
+                request = self._cancelled.get(header.request)
         if request is None:
             raise RemoteProtocolError(
                 f"RESULT of request {header.request}, which is not under way"
@@ -459,8 +508,8 @@ class Link:
         answer = Answer(
             tensors, result, request.bytes_up, down, end_s - request.begin_s, end_s - begin_s
         )
-        self._learn(request, answer)
-        request.settle(answer)
+        if request.settle(answer):
+            self._learn(request, answer)
 
     def _learn(self, request: Request, answer: Answer) -> None:
         """Tell the estimator what the answer says, and what the meter was too slow to see."""
@@ -485,6 +534,7 @@ class Link:
             self._channel = self._shaking = None
             failed: Sequence[Request] = list(self._requests.values())
             self._requests.clear()
+            self._cancelled.clear()
             self._pings.clear()
             self._preparations.forget()
         self._meter.attach(None)
@@ -507,11 +557,17 @@ class Link:
                 channel = self._channel
                 late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
                 idle, waiting = not self._requests, bool(self._pings)
+                silent_s = self._silent_s(now)
             if channel is None:
                 continue
-            if late:
-                logger.info("%s: no answer to a probe", channel.stream.peer)
-                channel.stream.abort()
+            trouble = "no answer to a probe" if late else ""
+            if silent_s > 0:
+                trouble = f"the server has not answered for {silent_s:.1f} s"
+            state = self.estimator.at(now)
+            if state.state is LinkState.DOWN:
+                trouble = state.why
+            if trouble:
+                self._break_off(channel, trouble)
                 continue
             age_s = self.estimator.at(now).age_s
             stale = age_s is None or age_s >= (PROBE_EVERY_S if idle else _PROBE_BUSY_S)
@@ -523,6 +579,25 @@ class Link:
                     self._ping(channel, size)
                 except LinkError as exc:
                     logger.debug("probe not sent: %s", exc)
+
+    def _silent_s(self, now_s: float) -> float:
+        """Return for how long the server has said nothing, where it should have; else 0.
+
+        A request, cancelled or not, should have been answered a while after it was expected.
+        """
+        for request in (*self._requests.values(), *self._cancelled.values()):
+            if request.expected_s is None:
+                continue
+            since_s = now_s - max(request.begin_s, self._heard_s)
+            if since_s > max(_SILENT_S, _SILENT_FACTOR * request.expected_s):
+                return since_s
+        return 0.0
+
+    def _break_off(self, channel: Channel, why: str) -> None:
+        """Give a connection up; what fails by it is told the reason."""
+        logger.info("%s: %s", channel.stream.peer, why)
+        self._why_broken = why
+        channel.stream.abort()
 
     def _take_from_budget(self) -> Optional[int]:
         """Return the payload of the probe that may be sent now; none for no probe."""
@@ -579,6 +654,7 @@ class Link:
 
     def _forget(self, number: int) -> Optional[Request]:
         with self._lock:
+            self._cancelled.pop(number, None)
             return self._requests.pop(number, None)
 
     def _learn_from_failure(self, request: Request, sent: int, why: LinkError) -> None:

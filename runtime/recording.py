@@ -22,7 +22,8 @@ from calibration.segment_times import SegmentTimes
 from engines.bundle import Bundle
 from engines.errors import SplitError
 from engines.manifest import Manifest
-from runtime.decision import LinkView, goodput_quantiles
+from runtime.decision import LinkView, raw_quantiles
+from runtime.link_state import LinkState
 from runtime.result import Result
 
 __all__ = [
@@ -99,11 +100,13 @@ class RecordedLink(msgspec.Struct, frozen=True, kw_only=True):
         goodput_bps: Payload bits per second; none while unknown.
         rtt_s: Round trip.
         quantiles_bps: Goodput at each of :data:`QUANTILES`; empty while unknown.
+        state: Up, degraded or down.
     """
 
     goodput_bps: Optional[float]
     rtt_s: float
     quantiles_bps: Tuple[float, ...] = ()
+    state: LinkState = LinkState.UP
 
     def __post_init__(self) -> None:
         if len(self.quantiles_bps) not in (0, len(QUANTILES)):
@@ -153,6 +156,9 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
         energy_j: Modelled.
         measured_j: The energy that a sensor measured; none where there was none.
         age_s: Measured.
+        hedge_s: Measured: the robot's work on the server's part, beside the waiting.
+        bound_s: What was promised; none where nothing was.
+        trouble: Why there was no link, where there was none.
         true_bps: The link's goodput during the inference, where something knew it.
     """
 
@@ -180,6 +186,9 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
     true_bps: Optional[float] = None
     in_flight: Optional[int] = None
     measured_j: Optional[float] = None
+    hedge_s: float = 0.0
+    bound_s: Optional[float] = None
+    trouble: str = "no connection"
 
     def __post_init__(self) -> None:
         times = (self.at_s, self.queue_s, self.latency_s, self.robot_s, self.link_s)
@@ -267,6 +276,9 @@ class Recorder:
                 energy_j=result.modelled_j,
                 measured_j=result.energy_j if result.energy_source == "measured" else None,
                 age_s=result.age_s,
+                hedge_s=result.hedge_s,
+                bound_s=result.bound_s,
+                trouble=situation.trouble,
                 true_bps=true_bps,
                 in_flight=situation.in_flight,
             )
@@ -410,8 +422,11 @@ def _check(record: _Line, manifest: Manifest) -> None:
 
 
 def _recorded(link: LinkView) -> RecordedLink:
+    state = getattr(link, "state", LinkState.UP)
     if not link.goodput_bps:
-        return RecordedLink(goodput_bps=None, rtt_s=link.rtt_s)
-    at = goodput_quantiles(link)
+        return RecordedLink(goodput_bps=None, rtt_s=link.rtt_s, state=state)
+    at = raw_quantiles(link)
     quantiles = tuple(at(part) for part in QUANTILES)
-    return RecordedLink(goodput_bps=link.goodput_bps, rtt_s=link.rtt_s, quantiles_bps=quantiles)
+    return RecordedLink(
+        goodput_bps=link.goodput_bps, rtt_s=link.rtt_s, quantiles_bps=quantiles, state=state
+    )

@@ -211,6 +211,7 @@ def _situation(
         run.header.constraints,
         in_flight=record.in_flight,
         true_bps=true_bps,
+        trouble=record.trouble,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Dict, Mapping, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, Mapping, NamedTuple, Optional, Tuple
 
 from engines.errors import LinkError
 from engines.stripe_plans import Plan, messages
@@ -51,6 +51,7 @@ class Request:
         sending_s: Seconds spent on coding and writing.
         alone: Whether no other request was under way at any time.
         codecs: Codecs by tensor, of what is sent and of what is wished for in return.
+        expected_s: How long it should take; none where nobody knows.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Request:
         plan: Optional[Plan] = None,
         results: Tuple[TensorSpec, ...] = (),
         codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> None:
+        self.expected_s = expected_s
         self.channel = channel
         self.number = number
         self.cut = cut
@@ -78,6 +81,7 @@ class Request:
         self._settled = threading.Event()
         self._answer: Optional[Answer] = None
         self._error: Optional[LinkError] = None
+        self._watcher: Optional[Callable[[], None]] = None
 
     @property
     def wishes(self) -> Tuple[str, ...]:
@@ -89,6 +93,11 @@ class Request:
     def over(self) -> bool:
         """Whether it was answered or has failed."""
         return self._settled.is_set()
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer is there."""
+        return self._answer is not None
 
     def wait(self, deadline: Deadline) -> Optional[Answer]:
         """Return the answer; none if the deadline came first.
@@ -103,9 +112,25 @@ class Request:
         assert self._answer is not None  # settled without an error
         return self._answer
 
-    def settle(self, answer: Optional[Answer], error: Optional[LinkError] = None) -> None:
-        """Give the waiting thread its answer or error; the first one counts."""
+    def settle(self, answer: Optional[Answer], error: Optional[LinkError] = None) -> bool:
+        """Give the waiting thread its answer or error; returns whether it was the first one."""
         with self._settling:
-            if not self._settled.is_set():
-                self._answer, self._error = answer, error
-                self._settled.set()
+            if self._settled.is_set():
+                return False
+            self._answer, self._error = answer, error
+            self._settled.set()
+            watcher = self._watcher
+        if answer is not None and watcher is not None:
+            watcher()
+        return True
+
+    def when_answered(self, watcher: Callable[[], None]) -> None:
+        """Call ``watcher`` once there is an answer: at once where there is one.
+
+        It is called in the thread that reads the connection, and must not wait.
+        """
+        with self._settling:
+            self._watcher = watcher
+            answered = self._answer is not None
+        if answered:
+            watcher()

@@ -49,6 +49,10 @@ class Result:
         energy_modelled_j: The modelled energy in any case; none where nobody modelled it.
         energy_uncertainty_j: Bound on what sampling hides of a measured energy.
         codecs: Names of the codecs by tensor, of those that had not their default one.
+        hedge_s: Part of ``robot_s``: the robot's work on the server's part while the answer might
+            still have come. Its energy is in ``energy_j`` whoever was first.
+        bound_s: What was promised: the longest that it might take under any fault; none where
+            nothing was.
     """
 
     outputs: Dict[str, Array]
@@ -77,6 +81,8 @@ class Result:
     energy_modelled_j: Optional[float] = None
     energy_uncertainty_j: Optional[float] = None
     codecs: Mapping[str, str] = field(default_factory=dict)
+    hedge_s: float = 0.0
+    bound_s: Optional[float] = None
 
     def measured(self, energy: Optional[Energy]) -> Result:
         """Return it with what a sensor measured; as it is where nothing was measured."""
@@ -138,6 +144,8 @@ class Result:
             "energy_modelled_j": round(self.modelled_j, 6),
             "energy_uncertainty_j": None if bound is None else round(bound, 6),
             "codecs": dict(self.codecs),
+            "hedge_ms": _ms(self.hedge_s),
+            "bound_ms": None if self.bound_s is None else _ms(self.bound_s),
         }
 
 

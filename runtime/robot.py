@@ -6,10 +6,11 @@ One inference:
    as estimated. A plan whose forms are not loaded on both ends is prepared in the background, and
    the inference does without it.
 2. The robot runs the head and keeps what it gives. By a plan it sends while it computes.
-3. It sends the frontier, where no plan has done so, and waits for the answer, no longer than its
-   patience.
-4. If the answer does not come, the robot computes what is missing, from what it kept. So an
-   inference takes at most local time plus the patience, whatever the link does.
+3. The frontier is sent, where no plan has done so, and the robot waits for the answer.
+4. When the answer falls behind, the robot begins what is missing itself, from what it kept: early
+   enough for what the decision promises (``calibration.bounds``). Whichever is first counts, and
+   the other is given up (``runtime.race``). So an inference is answered in time whatever the link
+   does.
 
 Several inferences may be under way (``stream``, or calls from several threads). They compute by
 turns, the oldest first; the next one's head runs while the last one's answer is awaited.
@@ -40,11 +41,12 @@ from calibration.objectives import (
 )
 from calibration.plan_text import is_plan_text, plan_text
 from calibration.power_fit import load_power
+from calibration.predictor import Prediction
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
 from engines.codecs import preload_codecs
-from engines.errors import LinkError, SplitError, UnansweredError
+from engines.errors import SplitError, UnansweredError
 from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import is_lossy
@@ -52,11 +54,13 @@ from engines.tensors import Array
 from runtime.codec_policy import open_policy
 from runtime.courses import Course
 from runtime.frames import taken_of
+from runtime.hedging import promise
 from runtime.inflight import Frames
 from runtime.link import Link
+from runtime.link_state import LinkState
 from runtime.power.find import sensor_for
 from runtime.power.meter import EnergyMeter, Measurement
-from runtime.requests import Answer
+from runtime.race import Finish, finish
 from runtime.result import Result
 from runtime.selector import (
     Decision,
@@ -68,7 +72,7 @@ from runtime.selector import (
 )
 from runtime.striping import Stripes
 from runtime.tables import Preparer, table_for, wire_table
-from runtime.transport import Deadline, parse_address
+from runtime.transport import parse_address
 from runtime.turns import Turns
 
 __all__ = ["Result", "Robot"]
@@ -104,9 +108,10 @@ class Robot:
         threads: Threads that it computes with; 0 for its own choice.
         power: The robot's power by state, for the modelled energy; by default what was fitted on
             this device (``runtime profile``), else that of a Jetson Xavier NX robot.
-        patience_s: Longest wait for the server in one inference; by default 4 times as long as
-            predicted, between 0.25 s and 0.8 s.
-        selector: Another name for ``cut``, which it overrides.
+        patience_s: Longest wait for the server in one inference before the robot does its part;
+            by default as long as the objective allows, or, where nothing is promised, 4 times as
+            long as predicted, between 0.25 s and 0.8 s.
+        selector: Another name for ``cut``, which it overrides; or a selector of one's own.
         objective: What to be best at, as text (``calibration.objectives``) or as a record.
         constraints: What an inference may not do.
         allow_halo: Fewest rows of halo of the lossy plans that may be used
@@ -116,6 +121,9 @@ class Robot:
         allow_lossy: Largest measured error at a cut of the lossy codecs that may be used there
             (``calibration.quality``); none to use no lossy codec.
         measure_energy: Whether to use the device's power sensor, where it has one.
+        hedge: Whether the robot begins what is the server's part itself, as early as the promise
+            of its objective asks for (``calibration.bounds``); if not, nothing is promised and
+            it waits with patience.
 
     Raises:
         BundleError: The bundle cannot be opened.
@@ -137,13 +145,14 @@ class Robot:
         threads: int = 0,
         power: Optional[StatePower] = None,
         patience_s: Optional[float] = None,
-        selector: Optional[str] = None,
+        selector: Union[str, Selector, None] = None,
         objective: Union[str, Objective] = LATENCY,
         constraints: Constraints = UNCONSTRAINED,
         allow_halo: Optional[int] = None,
         codec: str = "auto",
         allow_lossy: Optional[float] = None,
         measure_energy: bool = True,
+        hedge: bool = True,
     ) -> None:
         if allow_halo is not None and allow_halo < 0:
             raise SplitError(f"allowed halo: expected rows from 0, given {allow_halo}")
@@ -154,14 +163,17 @@ class Robot:
             )
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self._selector_name = cut if selector is None else selector
+        own = None if selector is None or isinstance(selector, str) else selector
+        named = cut if own is not None or not isinstance(selector, str) else selector
+        self._selector_name = named
         self._policy = open_policy(codec, self.bundle, allow_lossy)
         self._halo = allow_halo
-        self._selector = self._open_selector(self._selector_name)
+        self._selector = own or self._open_selector(named)
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
         self._patience_s = patience_s
+        self._hedge = hedge
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._whole = not self.bundle.manifest.cuts[-1].refused
@@ -333,41 +345,48 @@ class Robot:
             course = self._stripes.course(decision, self.link, inputs)
             course.head()
             robot_s = time.monotonic() - begin
-        reason = decision.reason
         remote = course.stripes > 0
-        answer: Optional[Answer] = None
-        waited_s = 0.0
         if remote:
-            again = time.monotonic()
-            answer, why = self._ask(course, decision)
-            waited_s = time.monotonic() - again
-            reason = reason if answer is not None else f"{reason}; {why}"
-        # By default the robot itself did all of it; a fallback did what was the server's.
-        answered_by = "remote" if answer is not None else "local"
-        if answer is not None:
-            env = course.joined(answer)
+            end = self._finish(course, decision, number, begin)
         else:
-            self._check_alone(self.program.last, reason)
-            with self._turns.turn(number):
-                again = time.monotonic()
-                env = course.alone()
-                robot_s += time.monotonic() - again
-            if remote or (self.link is not None and self._wanted_server(cut)):
-                answered_by = "fallback"
-        outputs = self.program.outputs(env)
-        end = time.monotonic()
+            end = Finish(course.alone(), None, "", 0.0, 0.0, hedged=False)
+        # By default the robot itself did all of it; a fallback did what was the server's.
+        answered_by = "local" if end.answer is None else "remote"
+        if end.answer is None and (remote or (self.link is not None and self._wanted_server(cut))):
+            answered_by = "fallback"
+        outputs = self.program.outputs(end.tensors)
+        done = time.monotonic()
         return self._result(
             number=number,
             outputs=outputs,
             course=course,
             decision=decision,
             answered_by=answered_by,
-            reason=reason,
-            latency_s=end - begin,
-            age_s=end - taken_s,
+            latency_s=done - begin,
+            age_s=done - taken_s,
             robot_s=robot_s,
-            waited_s=waited_s,
-            answer=answer,
+            end=end,
+        )
+
+    def _finish(self, course: Course, decision: Decision, number: int, begin_s: float) -> Finish:
+        """Get the answer to a request, or do without it."""
+        hedge_s = None if decision.bound is None else decision.bound.hedge_s
+        patience_s = self._patience_s
+        if patience_s is None and hedge_s is None:
+            patience_s = self._patience(decision.prediction)
+        if patience_s is not None and hedge_s is None:
+            # Requests that are under way already have the link before this one: the robot waits
+            # for each of them as long again.
+            assert self.link is not None, "a request without a link"
+            before = max(self.link.under_way - 1, 0)
+            patience_s *= 1 + min(before, MAX_IN_FLIGHT)
+        return finish(
+            course,
+            self._turns,
+            number,
+            hedge_at_s=None if hedge_s is None else begin_s + hedge_s,
+            patience_s=patience_s,
+            check=lambda why: self._check_alone(self.program.last, f"{decision.reason}; {why}"),
         )
 
     def _objective_of(self, deadline_s: Optional[float]) -> Objective:
@@ -389,7 +408,18 @@ class Robot:
                 decision = self._without_plan(selector, decision, situation, why_not)
         if decision.prediction is None and self._policy.name not in ("auto", "none"):
             decision = replace(decision, coding=self._named_coding(decision))
-        return replace(decision, situation=situation)
+        bound = promise(
+            decision, situation, last=self.program.last, local_s=self._local_s(situation)
+        )
+        return replace(decision, situation=situation, bound=bound)
+
+    def _local_s(self, situation: Situation) -> float:
+        """Return what the robot takes alone; infinite where it may not."""
+        if not self._whole:
+            return math.inf
+        if situation.plans is not None:
+            return situation.plans.local_s
+        return sum(self._table.segments_s)
 
     def _named_coding(self, decision: Decision) -> Coding:
         """Return the codec that was asked for, where nothing is predicted yet."""
@@ -420,27 +450,7 @@ class Robot:
                 f"{self.bundle.manifest.cuts[-1].refused}"
             )
 
-    def _ask(self, course: Course, decision: Decision) -> "Tuple[Optional[Answer], str]":
-        """Wait for the answer; returns none and why, where there is none.
-
-        Requests that are under way already have the link before this one: the robot waits for
-        each of them as long again.
-        """
-        assert self.link is not None  # without a link the last cut is chosen
-        before = max(self.link.under_way - (1 if decision.plan is not None else 0), 0)
-        patience_s = self._patience(decision) * (1 + min(before, MAX_IN_FLIGHT))
-        try:
-            answer = course.ask(Deadline(patience_s))
-        except LinkError as exc:
-            return None, str(exc)
-        if answer is None:
-            return None, f"no answer within {patience_s * 1e3:.0f} ms"
-        return answer, ""
-
-    def _patience(self, decision: Decision) -> float:
-        if self._patience_s is not None:
-            return self._patience_s
-        prediction = decision.prediction
+    def _patience(self, prediction: Optional[Prediction]) -> float:
         if prediction is None or not math.isfinite(prediction.latency_s):
             return PATIENCE_S
         remote_s = prediction.link_s + prediction.server_s + prediction.queue_s
@@ -452,17 +462,28 @@ class Robot:
 
     def _situation(self, objective: Objective, in_flight: Optional[int]) -> Situation:
         link, plans, estimate = self.link, None, None
-        if link is not None and link.up:
+        queue_s, trouble = 0.0, "no connection"
+        if link is not None:
             assert self._preparer is not None
             plans = self._preparer.plans(link.server_table)
-            estimate = link.estimate
+            if link.up:
+                estimate = link.estimate
+        if estimate is not None and estimate.state is LinkState.DOWN:
+            trouble, estimate = f"link down: {estimate.why}", None
+        if link is not None and estimate is not None:
+            queue_s = estimate.queue_s
+            if estimate.goodput_bps and in_flight is None:
+                # What was given up but is still on its way goes before.
+                queue_s += 8.0 * link.backlog_bytes / estimate.goodput_bps
         return Situation(
             plans,
             estimate,
-            0.0 if estimate is None else estimate.queue_s,
+            queue_s,
             objective,
             self._constraints,
             in_flight=in_flight,
+            trouble=trouble,
+            promised=self._hedge and self._whole,
         )
 
     def _result(
@@ -473,33 +494,35 @@ class Robot:
         course: Course,
         decision: Decision,
         answered_by: str,
-        reason: str,
         latency_s: float,
         age_s: float,
         robot_s: float,
-        waited_s: float,
-        answer: Optional[Answer],
+        end: Finish,
     ) -> Result:
+        answer, remote = end.answer, course.stripes > 0
+        head_s, robot_s = robot_s, robot_s + end.alone_s
         server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
             server_s, queue_s = answer.result.compute_s, answer.result.queue_s
             receive_s, reading_s = answer.result.receive_s, answer.reading_s
             down = answer.bytes_down
-        if decision.plan is None:
-            link_s = max(waited_s - server_s - queue_s, 0.0)
-            idle_s = server_s + queue_s
-        else:  # computing and sending overlap: see calibration.prepared for their power
+        if answer is None:
+            link_s = end.waited_s  # for as long as something may have been on its way
+        elif decision.plan is None:
+            link_s = max(end.waited_s - server_s - queue_s, 0.0)
+        else:
             link_s = max(course.sending_s, receive_s) + reading_s
-            idle_s = latency_s - robot_s - link_s
+        # Computing and sending may overlap: see calibration.prepared for their power.
+        idle_s = head_s + end.waited_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimate
-        codecs = decision.codecs if course.stripes else {}
+        codecs = decision.codecs if remote else {}
         return Result(
             outputs=outputs,
             seq=number,
             cut=self.bundle.manifest.cuts[decision.cut].id,
             answered_by=answered_by,
-            reason=reason,
+            reason=f"{decision.reason}; {end.why}" if end.why else decision.reason,
             latency_s=latency_s,
             robot_s=robot_s,
             link_s=link_s,
@@ -516,6 +539,8 @@ class Robot:
             sending_s=course.sending_s,
             age_s=age_s,
             decision=decision,
+            hedge_s=end.alone_s if end.hedged else 0.0,
+            bound_s=None if decision.bound is None else decision.bound.latency_s,
             lossy=answer is not None
             and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
             codecs=codecs,

@@ -1,8 +1,9 @@
 """The server's work: requests of all robots in one queue, run one at a time.
 
 One device runs one job at a time, in the order of arrival: a request, or one stripe of one, so
-the stripes of several robots take turns. A request whose robot has gone,
-or that was cancelled, is not computed when its turn comes. Every job is answered, once.
+the stripes of several robots take turns. A request whose robot has gone, or that was cancelled, is
+not computed when its turn comes, and given up where it is being computed. Every job is answered,
+once.
 ``stop`` finishes what is queued.
 """
 
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable, Deque, Dict, Optional, Protocol
 
+from engines.abort import Abort, Aborted, abortable
 from engines.errors import SplitError
 from engines.program import Program
 from engines.tensors import Array
@@ -32,7 +34,7 @@ class Work(Protocol):
         arrived_s: Monotonic time of arrival.
     """
 
-    cancelled: threading.Event
+    cancelled: Abort
     arrived_s: float
 
     def compute(self) -> Optional[Dict[str, Array]]:
@@ -63,7 +65,7 @@ class Job:
     cut: int
     tensors: Dict[str, Array]
     done: "Callable[[Optional[Dict[str, Array]], Optional[SplitError], float, float], None]"
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: Abort = field(default_factory=Abort)
     arrived_s: float = field(default_factory=time.monotonic)
 
     def compute(self) -> Optional[Dict[str, Array]]:
@@ -119,7 +121,10 @@ class Scheduler:
             outputs: Optional[Dict[str, Array]] = None
             error: Optional[SplitError] = None
             try:
-                outputs = job.compute()
+                with abortable(job.cancelled):
+                    outputs = job.compute()
+            except Aborted:
+                error = SplitError("cancelled")
             except SplitError as exc:
                 error = exc
             except Exception as exc:  # noqa: BLE001 (the process loop: log, answer, go on)

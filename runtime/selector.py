@@ -73,6 +73,7 @@ class SplitRT:
             constraints=situation.constraints,
             serial=situation.serial,
             in_flight=situation.in_flight,
+            promised=situation.promised,
         )
         if found.best is None:
             return Decision(blind_cut(self._manifest), "nothing else is possible", None)
@@ -119,7 +120,7 @@ class Fixed:
         """Choose what was named."""
         link, plans = situation.link, situation.plans
         if link is None and self._cut != self._last:
-            return Decision(self._last, "no connection", None)
+            return Decision(self._last, situation.trouble, None)
         prediction: Optional[Prediction] = None
         goodput = None if link is None else link.goodput_bps
         if plans is not None and (goodput or self._cut == self._last):
@@ -131,7 +132,7 @@ class Fixed:
                 queue_s=situation.queue_s,
                 in_flight=situation.in_flight,
             )
-        return Decision(self._cut, "named by the user", prediction, self._plan)
+        return Decision(self._cut, "named by the user", prediction, self._plan, named=True)
 
 
 def _usable(manifest: Manifest, index: int) -> int:

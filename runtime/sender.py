@@ -30,6 +30,11 @@ class Sender:
     def __repr__(self) -> str:
         return f"<Sender {self._acts.qsize()} waiting>"
 
+    @property
+    def waiting(self) -> int:
+        """Acts that have not begun."""
+        return self._acts.qsize()
+
     def submit(self, act: Callable[[], None]) -> None:
         """Queue something to write; what waits when the sender is closed is not written."""
         self._acts.put(act)

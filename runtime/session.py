@@ -349,13 +349,21 @@ class Session:
                 self._slots.release()
                 return
             if not broken:
-                broken = not self._send_answer(answer)
+                broken = not self._send_answer(self._still_wanted(answer))
             with self._jobs_lock:
                 if isinstance(answer.meta, Prepared):
                     self._preparing -= 1
                     continue
                 self._told(answer.request)
             self._slots.release()
+
+    def _still_wanted(self, answer: _Answer) -> _Answer:
+        """Return an answer; a few bytes in its place where the robot has cancelled the request."""
+        with self._jobs_lock:
+            job = self._jobs.get(answer.request)
+        if job is None or not job.cancelled.is_set() or not isinstance(answer.meta, Result):
+            return answer
+        return answer._replace(meta=Error("engine", "cancelled"), payload=[])
 
     def _told(self, number: int) -> None:
         """Forget a request that was answered; one that failed, once its last stripe came."""

@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Dict, List, Mapping, NamedTuple, Optional, Protocol, Tuple
 
+from engines.abort import Abort
 from engines.bounded_runs import BoundedTailRun
 from engines.errors import RemoteProtocolError, SplitError
 from engines.manifest import Manifest
@@ -90,7 +91,7 @@ class StripedRequest:
 
     def __init__(self, header: Header, plan: Plan, manifest: Manifest, answer: Answerer) -> None:
         self.number = header.request
-        self.cancelled = threading.Event()
+        self.cancelled = Abort()
         self.told = False
         self._plan = plan
         self._manifest = manifest

@@ -93,16 +93,18 @@ class Stripes:
         Raises:
             TensorMismatchError: An input does not fit.
         """
-        plan, codecs = decision.plan, decision.codecs
+        plan, codecs, predicted = decision.plan, decision.codecs, decision.prediction
+        late_s = None if predicted is None else predicted.latency_s
         if plan is None:
-            return SerialCourse(self._program, link, decision.cut, inputs, codecs)
+            writer = None if decision.cut == self._program.last else self._writer()
+            return SerialCourse(self._program, link, writer, decision.cut, inputs, codecs, late_s)
         assert link is not None, "a plan without a link"
         sender = self._writer()
         if isinstance(plan, RowPlan):
-            return RowCourse(self._striped, link, sender, plan, inputs, codecs)
+            return RowCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
         if isinstance(plan, BoundedPlan):
-            return BoundedCourse(self._striped, link, sender, plan, inputs, codecs)
-        return StripedCourse(self._striped, link, sender, plan, inputs, codecs)
+            return BoundedCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
+        return StripedCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
 
     def close(self) -> None:
         """End the sender and free the forms; safe to call again. Close the link first."""

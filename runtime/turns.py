@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import Iterator, List
+from typing import Callable, Iterator, List
 
 __all__ = ["Turns"]
 
@@ -34,17 +34,37 @@ class Turns:
                 self._changed.notify_all()
 
     @contextmanager
-    def turn(self, number: int) -> Iterator[None]:
-        """Hold the turn. One thread at a time may hold or wait for it under one number."""
+    def turn(self, number: int, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Hold the turn. One thread at a time may hold or wait for it under one number.
+
+        Args:
+            number: The inference's.
+            unless: Says that the turn is not needed any more; it is asked on each change, and when
+                somebody says :meth:`look`.
+
+        Yields:
+            Whether the turn is held; if not, nothing is to be computed.
+        """
         with self._changed:
             if number not in self._waiting:
                 self._waiting.append(number)
-            self._changed.wait_for(lambda: not self._busy and min(self._waiting) == number)
+            self._changed.wait_for(
+                lambda: unless() or (not self._busy and min(self._waiting) == number)
+            )
             self._waiting.remove(number)
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._busy = False
+            held = not unless()
+            self._busy = self._busy or held
+            if not held:
                 self._changed.notify_all()
+        try:
+            yield held
+        finally:
+            if held:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+
+    def look(self) -> None:
+        """Let whoever waits ask again whether it still needs its turn."""
+        with self._changed:
+            self._changed.notify_all()

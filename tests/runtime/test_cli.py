@@ -111,6 +111,7 @@ class TestInfer:
                 "predicted_ms", "reason", "source", "mode", "plan", "stripes", "sending_ms",
                 "age_ms", "prediction_error", "objective", "predicted_hz", "lossy",
                 "energy_source", "energy_modelled_j", "energy_uncertainty_j", "codecs",
+                "hedge_ms", "bound_ms",
             }  # fmt: skip
             for name, kind in FIELDS.items():
                 assert isinstance(record[name], kind), name
