@@ -5,9 +5,9 @@ begin, before it knows whether an answer will come; the first answer counts. Wha
 follows from the objective:
 
 - ``latency``: an answer by ``LOCAL`` times what the robot takes alone. The robot begins as late as
-  that allows, or earlier once the answer has been late (later than 95 of 100 should be) for as long
-  as the robot itself will take: who waits no longer than the alternative costs never takes more
-  than twice as long as with foresight.
+  that allows, or earlier once the answer has been late (later than 95 of 100 should be) for as
+  long as the robot itself will take: who waits no longer than the alternative costs never takes
+  more than twice as long as with foresight.
 - ``deadline=D``: an answer by D, where the robot alone takes at most ``IN_TIME`` of it; it begins
   as late as that allows, which costs the least energy. Elsewhere D or what ``latency`` promises,
   whichever is later.
@@ -25,19 +25,30 @@ import math
 from dataclasses import dataclass
 from typing import Optional
 
+import numpy as np
+
 from calibration.objectives import Objective
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
 from engines.tensors import Array
 
-__all__ = ["LOCAL", "Bound", "alone_bound", "bound_of", "firm_limit_s", "keeps"]
+__all__ = [
+    "LOCAL",
+    "Bound",
+    "alone_bound",
+    "bound_of",
+    "firm_limit_s",
+    "hedge_j",
+    "hedges_j",
+    "keeps",
+]
 
 LOCAL = 1.2
 MARGIN = 1.1
 """The robot is taken to need so many times as long as its table says."""
 LATE = 1.5
 JITTER_S = 0.002
-"""Later than predicted by less, an answer is not late: operating systems do not keep time better."""
+"""An answer is not late by less than this: operating systems do not keep time better."""
 IN_TIME = 0.8
 
 
@@ -86,6 +97,33 @@ def keeps(plans: PreparedPlans, objective: Objective) -> Optional[Array]:
         return None
     kept: Array = plans.robot_s + MARGIN * plans.rest_s <= limit_s
     return kept
+
+
+def hedges_j(plans: PreparedPlans, objective: Objective, latencies_s: Array) -> Array:
+    """Return the energy that the robot is expected to put into its hedge, of every choice.
+
+    Args:
+        plans: All choices.
+        objective: What to be best at.
+        latencies_s: What every choice is expected to take.
+    """
+    limit_s = firm_limit_s(objective, plans.local_s)
+    if limit_s is None or not math.isfinite(limit_s):
+        return np.zeros(len(plans.choices))
+    begin_s = np.maximum(limit_s - MARGIN * plans.rest_s, 0.0)
+    beside_s = np.clip(np.where(np.isfinite(latencies_s), latencies_s, 0.0) - begin_s, 0.0, None)
+    power = plans.power.compute - plans.power.idle
+    spent: Array = power * np.minimum(beside_s, plans.rest_s)
+    return spent
+
+
+def hedge_j(plans: PreparedPlans, prediction: Prediction, bound: Optional[Bound]) -> float:
+    """Return the same for one choice and its bound."""
+    if bound is None or bound.hedge_s is None or not math.isfinite(prediction.latency_s):
+        return 0.0
+    rest_s = plans.choice(prediction.cut, prediction.plan).work.rest_s
+    beside_s = min(max(prediction.latency_s - bound.hedge_s, 0.0), rest_s)
+    return (plans.power.compute - plans.power.idle) * beside_s
 
 
 def bound_of(

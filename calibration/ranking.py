@@ -17,6 +17,9 @@ Theory of operation:
 6. ``rate``: the shortest time from result to result at the median goodput; of equals the least
    expected latency.
 
+Where a promise is kept by the robot beginning the server's part itself (``calibration.bounds``),
+what it is expected to spend on that counts, and what could not keep the promise is left out.
+
 Of equals the earlier is taken: the serial cuts come before the striped plans.
 """
 
@@ -28,7 +31,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from calibration.bounds import keeps
+from calibration.bounds import hedges_j, keeps
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
 from calibration.prepared import Choice, PreparedPlans
@@ -103,6 +106,8 @@ def rank(
     if kept is not None:
         forbidden = forbidden | ~kept
     outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
+    if kept is not None:
+        outlook.energies_j = outlook.energies_j + hedges_j(plans, objective, outlook.latencies_s)
     bounded: Optional[Array] = None
     if objective.kind == "deadline":
         bounded = outlook.latencies_at(1 - DEADLINE_KEPT)

@@ -202,8 +202,15 @@ def serve(
 @click.option(
     "--patience",
     type=click.FloatRange(0, min_open=True),
-    help="Longest wait for the server, in seconds; default: 4 times as long as predicted, "
+    help="Longest wait for the server, in seconds, before the robot does its part; default: as "
+    "long as the objective allows; where nothing is promised 4 times as long as predicted, "
     "between 0.25 and 0.8.",
+)
+@click.option(
+    "--hedge/--no-hedge",
+    default=True,
+    help="Begin the server's part on the robot, early enough for what the objective promises; "
+    "whichever is first counts.  [default: hedge]",
 )
 @click.option(
     "--in-flight",
@@ -234,6 +241,7 @@ def infer(
     power: str,
     sensor: bool,
     patience: Optional[float],
+    hedge: bool,
     in_flight: Optional[int],
     backend: str,
     threads: int,
@@ -271,6 +279,7 @@ def infer(
                 power=parse_power(power) if power else None,
                 patience_s=patience,
                 measure_energy=sensor,
+                hedge=hedge,
             )
         )
         plan = plan_named(chooser)

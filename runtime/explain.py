@@ -8,13 +8,14 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
-from calibration.bounds import MARGIN, firm_limit_s, keeps
+from calibration.bounds import MARGIN, Bound, firm_limit_s, keeps
 from calibration.objectives import DEADLINE_KEPT, Objective
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
 from calibration.ranking import EXPECTED_AT, Ranking, barred, rank
 from engines.errors import ManifestError
 from runtime.decision import Situation, decision_text, goodput_quantiles
+from runtime.hedging import promise
 from runtime.selector import open_selector, selector_names
 
 __all__ = ["Candidate", "Explanation", "SpreadLink", "explain"]
@@ -100,11 +101,13 @@ class Explanation:
         rule: What the choice is the best by.
         candidates: Every choice once.
         others: What each other selector would take in this situation, by name.
+        bound: What the choice promises; none where nothing is promised.
     """
 
     rule: str
     candidates: Tuple[Candidate, ...]
     others: Dict[str, str]
+    bound: Optional[Bound] = None
 
 
 def explain(situation: Situation) -> Explanation:
@@ -159,8 +162,13 @@ def explain(situation: Situation) -> Explanation:
         out = found.within is not None and not bool(found.within[place])
         candidates.append(((not chosen, out, float(found.costs[place]), place), candidate))
     candidates.sort(key=lambda one: one[0])
+    decision = open_selector("splitrt", plans.manifest).decide(situation)
+    last = len(plans.manifest.cuts) - 1
     return Explanation(
-        found.rule, tuple(candidate for _, candidate in candidates), _others(plans, situation)
+        found.rule,
+        tuple(candidate for _, candidate in candidates),
+        _others(plans, situation),
+        promise(decision, situation, last=last, local_s=plans.local_s),
     )
 
 

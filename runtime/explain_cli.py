@@ -111,6 +111,8 @@ def explain_command(
                 "rule": found.rule,
                 "candidates": [candidate.record() for candidate in found.candidates],
                 "selectors": found.others,
+                "bound_ms": None if found.bound is None else _rounded_ms(found.bound.latency_s),
+                "hedge_ms": None if found.bound is None else _rounded_ms(found.bound.hedge_s),
             }
         )
         return
@@ -134,8 +136,16 @@ def _print(found: Explanation, most: int) -> None:
     left = len(found.candidates) - table.row_count
     if left:
         click.echo(f"{left} more of {len(found.candidates)}: --all shows them")
+    if found.bound is not None:
+        hedge_ms = _rounded_ms(found.bound.hedge_s)
+        begins = "" if hedge_ms is None else f"; the robot begins itself after {hedge_ms:.2f} ms"
+        click.echo(f"promised within {found.bound.latency_s * 1e3:.2f} ms{begins}")
     for name, choice in found.others.items():
         click.echo(f"{name:13} {choice}")
+
+
+def _rounded_ms(seconds: Optional[float]) -> Optional[float]:
+    return None if seconds is None else round(seconds * 1e3, 3)
 
 
 def _row(candidate: Candidate) -> Tuple[str, ...]:

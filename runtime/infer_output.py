@@ -158,12 +158,19 @@ def summary_line(summary: Dict[str, Any]) -> str:
     lost = f"; {summary['dropped']} frames dropped" if summary["dropped"] else ""
     if summary["unreadable"]:
         lost += f"; {summary['unreadable']} files unreadable"
+    hedged = f", {summary['hedged']} hedged" if summary["hedged"] else ""
+    if summary["beyond_bound"]:
+        lost += (
+            f"; {summary['beyond_bound']} of {summary['promised']} beyond their bound, by "
+            f"{summary['most_beyond_ms']:.2f} ms at most"
+        )
     rate = "" if summary["rate_hz"] is None else f" {summary['rate_hz']:.2f} a second,"
     ratio = summary["ratio_p50"]
     predicted = "" if ratio is None else f"; measured / predicted p50 {ratio:.3f}"
     return (
-        f"{summary['count']} inferences ({who}{lossy}), {summary['failures']} failed; latency p50 "
-        f"{summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, p99 {summary['p99_ms']:.2f} ms; "
+        f"{summary['count']} inferences ({who}{lossy}{hedged}), {summary['failures']} failed; "
+        f"latency p50 {summary['p50_ms']:.2f}, p95 {summary['p95_ms']:.2f}, "
+        f"p99 {summary['p99_ms']:.2f} ms; "
         f"mean energy {summary['mean_energy_j']:.3f} J ({summary['energy_source']});{rate} "
         f"age p50 {summary['age_p50_ms']:.2f} ms{predicted}{lost}"
     )

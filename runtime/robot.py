@@ -29,6 +29,7 @@ from typing import Callable, Dict, Iterable, Mapping, Optional, Set, Tuple, Unio
 
 import msgspec
 
+from calibration.bounds import hedge_j
 from calibration.codings import Coding, Codings, is_lossy_coding
 from calibration.energy import StatePower
 from calibration.objectives import (
@@ -411,7 +412,11 @@ class Robot:
         bound = promise(
             decision, situation, last=self.program.last, local_s=self._local_s(situation)
         )
-        return replace(decision, situation=situation, bound=bound)
+        prediction = decision.prediction
+        if prediction is not None and situation.plans is not None:
+            extra_j = hedge_j(situation.plans, prediction, bound)
+            prediction = replace(prediction, energy_j=prediction.energy_j + extra_j)
+        return replace(decision, situation=situation, bound=bound, prediction=prediction)
 
     def _local_s(self, situation: Situation) -> float:
         """Return what the robot takes alone; infinite where it may not."""

@@ -29,6 +29,9 @@ class Summary:
         self._ratios: List[float] = []
         self._answered_by: "Counter[str]" = Counter()
         self._modes: "Counter[str]" = Counter()
+        self._beyond_ms: List[float] = []
+        self.hedged = 0
+        self.promised = 0
         self.failures = 0
         self.lossy = 0
         self.dropped = 0
@@ -42,6 +45,11 @@ class Summary:
         self._energy_source[result.energy_source] += 1
         self._answered_by[result.answered_by] += 1
         self.lossy += result.lossy
+        self.hedged += result.hedge_s > 0
+        if result.bound_s is not None:
+            self.promised += 1
+            if result.latency_s > result.bound_s:
+                self._beyond_ms.append((result.latency_s - result.bound_s) * 1e3)
         self._modes[result.mode] += 1
         if result.prediction_error is not None:
             self._ratios.append(1 + result.prediction_error)
@@ -51,7 +59,9 @@ class Summary:
 
         The energy's source is ``measured`` or ``modelled``, or ``mixed`` where a sensor failed on
         the way.
-        ``modes`` counts the modes; ``ratio_p50`` is the median of measured over predicted latency.
+        ``modes`` counts the modes; ``hedged`` the inferences in which the robot began the server's
+        part beside the waiting; ``promised`` those with a bound; ``beyond_bound`` those that took
+        longer; ``ratio_p50`` is the median of measured over predicted latency.
 
         Args:
             elapsed_s: What all of it took, for the rate.
@@ -63,6 +73,10 @@ class Summary:
             "lossy": self.lossy,
             "answered_by": dict(sorted(self._answered_by.items())),
             "modes": dict(sorted(self._modes.items())),
+            "hedged": self.hedged,
+            "promised": self.promised,
+            "beyond_bound": len(self._beyond_ms),
+            "most_beyond_ms": round(max(self._beyond_ms), 3) if self._beyond_ms else None,
         }
         for quantile in (50, 95, 99):
             value = float(np.percentile(latency, quantile)) if latency.size else None

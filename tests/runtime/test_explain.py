@@ -54,12 +54,25 @@ def test_every_candidate_appears_once_with_a_reason(
 
 
 def test_parts_add_up_to_the_expected_latency_of_a_serial_choice() -> None:
-    found = explain(Situation(PLANS, Steps(1e6, 100e6, 0.2, rtt_s=0.01), 0.02))
+    link = Steps(1e6, 100e6, 0.2, rtt_s=0.01)
+    found = explain(Situation(PLANS, link, 0.02, promised=False))
+    assert found.bound is None
     for candidate in found.candidates:
         p = candidate.predicted
         whole_s = p.robot_s + p.link_s + p.server_s + p.queue_s
         assert candidate.latency_s == pytest.approx(whole_s)
         assert candidate.energy_j == pytest.approx(p.energy_j)
+
+
+def test_the_bound_and_what_the_robot_spends_for_it_are_told() -> None:
+    found = explain(Situation(PLANS, KnownLink(1e6), 0.0))
+    assert found.bound is not None
+    assert found.bound.latency_s == pytest.approx(1.2)
+    # Cut 4 takes .86 s; the robot begins the .6 s that are left at 1.2 - 1.1 x .6.
+    beside_s = 0.86 - 0.54
+    assert found.bound.hedge_s == pytest.approx(0.54)
+    chosen, extra_w = found.candidates[0], 13.35 - 4.04
+    assert chosen.energy_j == pytest.approx(chosen.predicted.energy_j + extra_w * beside_s)
 
 
 def test_reasons_say_by_how_much_it_lost() -> None:

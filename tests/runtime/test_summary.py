@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,6 +52,10 @@ def test_counts_quantiles_and_mean() -> None:
         "lossy": 0,
         "answered_by": {"fallback": 10, "remote": 90},
         "modes": {"split": 100},
+        "hedged": 0,
+        "promised": 0,
+        "beyond_bound": 0,
+        "most_beyond_ms": None,
         "p50_ms": 50.5,
         "p95_ms": 95.05,
         "p99_ms": 99.01,
@@ -106,3 +111,13 @@ def test_a_line_says_mode_stripes_and_error_of_the_prediction() -> None:
     line = result_line({**result.record(), "source": "random"})
     assert "210.00 ms (+5%)  streamed-raw in 4 offload/4 remote" in line
     assert "(" not in result_line({**_result(0.2, "local").record(), "source": "random"})
+
+
+def test_hedges_and_broken_promises_are_counted() -> None:
+    summary = Summary()
+    for latency_s, hedge_s in ((0.1, 0.0), (0.2, 0.05), (0.25, 0.1)):
+        summary.add(replace(_result(latency_s, "remote"), bound_s=0.2, hedge_s=hedge_s))
+    record = summary.record()
+    assert (record["hedged"], record["promised"], record["beyond_bound"]) == (2, 3, 1)
+    assert record["most_beyond_ms"] == 50.0
+    assert "1 of 3 beyond their bound, by 50.00 ms at most" in summary_line(record)
