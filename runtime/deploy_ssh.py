@@ -34,7 +34,7 @@ from typing import (
     TypeVar,
 )
 
-from engines.bundle import MANIFEST, MANIFEST_DIGEST, Bundle
+from engines.bundle import MANIFEST, MANIFEST_DIGEST, Bundle, sha256_file
 from engines.errors import DeployError, ManifestError
 from engines.manifest import decode_manifest
 from runtime.deploy import Release
@@ -219,6 +219,7 @@ async def _send(
     """
     wanted = {name: entry.sha256 for name, entry in bundle.manifest.files.items()}
     wanted[MANIFEST] = bundle.digest
+    wanted[MANIFEST_DIGEST] = sha256_file(bundle.folder / MANIFEST_DIGEST)
     releases = posixpath.join(session.target, "releases")
     folder = posixpath.join(releases, bundle.digest[:12])
     if await _held(session, folder, wanted) == wanted:
@@ -226,8 +227,8 @@ async def _send(
     folder = posixpath.join(releases, f".send-{bundle.digest[:12]}")
     await _collect(session, folder, wanted, await _known(session, releases, wanted))
     held = await _held(session, folder, wanted)
-    names = [name for name in wanted if held.get(name) != wanted[name]] + [MANIFEST_DIGEST]
-    sizes = {name: (bundle.folder / name).stat().st_size for name in [*wanted, MANIFEST_DIGEST]}
+    names = [name for name in wanted if held.get(name) != wanted[name]]
+    sizes = {name: (bundle.folder / name).stat().st_size for name in wanted}
     total = sum(sizes.values())
     there = total - sum(sizes[name] for name in names)
     progress(there, total)

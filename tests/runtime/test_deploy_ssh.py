@@ -281,6 +281,15 @@ def test_a_damaged_file_on_the_robot_is_not_copied_from(robot: Robot, toy: Bundl
     assert robot.current() == toy.digest
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256", "graph/weights.bin"])
+def test_a_release_that_lost_a_file_is_replaced(robot: Robot, toy: Bundle, name: str) -> None:
+    release = robot.deploy(toy)
+    (release.folder / name).unlink()
+    robot.deploy(toy)
+    assert robot.current() == toy.digest
+    assert robot.left() == []
+
+
 def test_a_link_that_breaks_leaves_current_and_the_rest_is_sent_later(
     robot: Robot, toy: Bundle, other: Bundle
 ) -> None:
