@@ -22,8 +22,19 @@ the same answer.
 Source:
     X. Chen, J. Zhang, B. Lin, Z. Chen, K. Wolter, G. Min, *Energy-Efficient Offloading for
     DNN-Based Smart IoT Systems in Cloud-Edge Environments*, IEEE Transactions on Parallel and
-    Distributed Systems 33(3), 2022: SPSO-GA. Written from its description; the closure and the
-    move to a cut are this bundle's, where theirs places every layer freely among many servers.
+    Distributed Systems 33(3), 2022, pp. 683-697, doi 10.1109/TPDS.2021.3100298: SPSO-GA.
+
+    Read: the abstract, and the authors' program (github.com/SPSO-GA/dataset, ``SPSO-GA.py`` and
+    beside it). From there: mutation, crossover with the particle's best, crossover with the
+    swarm's, in this order; a mutation that moves one layer to another server; a crossover that
+    takes over all between two places. It has 100 particles, 1000 rounds, a fixed inertia of 0.5
+    and either crossover with a random probability; a particle also holds the order of the layers,
+    and the function of its energy is empty.
+
+    Not stated in what we could read: how the inertia adapts, its bounds, how the probabilities of
+    the crossovers change, and how late assignments are compared. What stands here for these is
+    this family's usual form. The closure and the move to a cut are this bundle's, and so is the
+    size of the swarm: a bundle has few cuts.
 """
 
 from __future__ import annotations
@@ -41,11 +52,12 @@ __all__ = ["SwarmProblem", "swarm"]
 Mask = NDArray[np.bool_]
 
 _INERTIA = (0.9, 0.4)
-"""Largest and smallest inertia."""
+"""Largest and smallest inertia; not stated in what we could read."""
 
 _OWN = (0.9, 0.2)
 _SWARM = (0.4, 0.9)
-"""Probability of either crossover in the first and in the last round."""
+"""Probability of either crossover in the first and in the last round; not stated in what we could
+read."""
 
 
 class SwarmProblem:
@@ -142,7 +154,10 @@ def _fitness(energies_j: Array, latencies_s: Array, deadline_s: float) -> Array:
 
 
 def _inertia(differ: Array) -> Array:
-    """Return the inertia of particles of which a part differs from the swarm's best."""
+    """Return the inertia of particles of which a part differs from the swarm's best.
+
+    The form is not stated in what we could read.
+    """
     most, least = _INERTIA
     weight: Array = most - (most - least) * np.exp(differ / (differ - 1.01))
     return weight

@@ -14,10 +14,10 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 from engines.bundle import Bundle
-from engines.errors import BundleError, DeployError
+from engines.errors import BundleError, DeployError, SplitError
 
 __all__ = ["Release", "deploy", "releases", "rollback"]
 
@@ -40,21 +40,36 @@ class Release(NamedTuple):
     previous: bool
 
 
-def deploy(bundle: Bundle, target: Path) -> Release:
+def deploy(
+    bundle: Bundle,
+    target: Path,
+    *,
+    move: bool = False,
+    ready: Optional[Callable[[Bundle], None]] = None,
+) -> Release:
     """Copy a bundle to ``target``, verify it there and make it current.
 
     A release that is there already is verified again instead of copied; if it is damaged, it is
     replaced.
 
+    Args:
+        bundle: An opened bundle.
+        target: Where releases lie.
+        move: Move the bundle's folder instead of copying it; both on one file system.
+        ready: Called with the release, in its place, before it is made current.
+
     Raises:
-        DeployError: It could not be copied, or does not verify there.
+        DeployError: It could not be copied, does not verify there, or is not ready: ``ready``
+            raised a ``SplitError``.
     """
     key = bundle.digest[:_KEY_DIGITS]
     folder = target / "releases" / key
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if not _intact(folder, bundle.digest):
-            _copy(bundle, folder)
+            _place(bundle, folder, move=move)
+        if ready is not None:
+            _make_ready(ready, Bundle(folder.resolve(), bundle.manifest, bundle.digest))
         was = _linked(target / "current")
         if was != key:
             if was is not None:
@@ -102,12 +117,21 @@ def releases(target: Path) -> List[Release]:
     ]
 
 
-def _copy(bundle: Bundle, folder: Path) -> None:
+def _make_ready(ready: Callable[[Bundle], None], release: Bundle) -> None:
+    try:
+        ready(release)
+    except SplitError as exc:
+        key = release.digest[:_KEY_DIGITS]
+        raise DeployError(f"release {key} is not ready: {exc}; what was current still is") from exc
+
+
+def _place(bundle: Bundle, folder: Path, *, move: bool) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=".copy-", dir=str(folder.parent)))
     try:
-        copy = temporary / folder.name
-        # Links would be refused by the loaders of external weights: copy what they point to.
-        shutil.copytree(str(bundle.folder), str(copy), symlinks=False)
+        copy = bundle.folder if move else temporary / folder.name
+        if not move:
+            # The loaders of external weights would refuse links: copy what they point to.
+            shutil.copytree(str(bundle.folder), str(copy), symlinks=False)
         try:
             arrived = Bundle.open(copy)
         except BundleError as exc:

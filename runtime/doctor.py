@@ -39,6 +39,7 @@ _OPTIONAL = {
     "blosc2": "compressed tensors on the link: pip install 'splitrt[codecs]'",
     "av": "videos and cameras as a source: pip install 'splitrt[video]'",
     "nvidia-ml-py": "energy of an NVIDIA GPU: pip install 'splitrt[power]'",
+    "asyncssh": "split-deploy to user@robot: pip install 'splitrt[deploy]'",
     "torch": "compiling models: pip install 'splitrt[compile]'",
     "onnx": "compiling models: pip install 'splitrt[compile]'",
     "torch-tensorrt": (

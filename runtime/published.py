@@ -1,11 +1,12 @@
 """Selectors that others have published, as rivals to measure against. Pure.
 
-Each is written from its paper, predicts with the same measured tables as ours, and chooses among
-the serial cuts of the bundle that may be used: what a published method would do on this robot.
-Each models less than our predictor; its docstring says what. All of them predict with the bytes
-that really cross, so what sending costs is coded as ours is.
+Each follows its paper as far as that could be read, predicts with the same measured tables as
+ours, and chooses among the serial cuts of the bundle that may be used: what a published method
+would do on this robot. Each models less than our predictor; its docstring says what. All of them
+predict with the bytes that really cross, in the usual coding of each tensor.
 
-None of them knows of stripes, of coding time, or of how uncertain the goodput is.
+None of them knows of stripes, of a choice of codecs, or of how uncertain the goodput is.
+Neurosurgeon and DADS take coding to be free.
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ class Neurosurgeon:
 
     Not modelled: what comes back and the round trip; the power that the robot draws while it
     waits; cuts that are not a prefix (branches); stripes; deadlines and budgets; the uncertainty
-    of the goodput. Its regressions that predict the time of a layer are replaced by measured
-    times, and its factor of the server's load by the wait that the server reports.
+    of the goodput. Its regressions that predict time and power of a layer are replaced by measured
+    times and one power of computing, and its factor of the server's load by the wait that the
+    server reports.
 
     Source:
         Y. Kang, J. Hauswald, C. Gao, A. Rovinski, T. Mudge, J. Mars, L. Tang, *Neurosurgeon:
-        Collaborative Intelligence Between the Cloud and Mobile Edge*, ASPLOS 2017.
+        Collaborative Intelligence Between the Cloud and Mobile Edge*, ASPLOS 2017, pp. 615-629,
+        doi 10.1145/3037697.3037698. Read: the abstract and accounts of others. They state
+        regressions for time and power, prefixes, the least latency or the least mobile energy,
+        and the server's load; that energy is computing and sending alone is not stated in what
+        we could read.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -84,13 +90,16 @@ class Dads:
     heavy load, which objective ``rate`` stands for, the slowest of the three parts is what counts.
 
     Not modelled: what comes back and the round trip; the wait at the server; energy, deadlines and
-    budgets; stripes; the uncertainty of the goodput. Its measure of the load is left out: the
-    objective says which of its two algorithms runs. Of the second, the exact optimum among the
-    cuts stands in for the approximation.
+    budgets; stripes; the uncertainty of the goodput. Theirs goes over to heavy load by itself,
+    where a part of the minimum cut takes longer than a frame's interval, which the user gives;
+    here the objective says which of the two runs. For heavy load they search two weights of the
+    minimum cut, which gives a local optimum of at most 3 times the least; here it is the exact
+    optimum among the bundle's cuts, which is never worse than theirs among the same.
 
     Source:
         C. Hu, W. Bao, D. Wang, F. Liu, *Dynamic Adaptive DNN Surgery for Inference Acceleration on
-        the Edge*, IEEE INFOCOM 2019: DSL and DSH.
+        the Edge*, IEEE INFOCOM 2019, pp. 1423-1431, doi 10.1109/INFOCOM.2019.8737614: DSL
+        (algorithm 1), DSH (algorithm 2 and theorem 1), load (algorithm 3). Read in full.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -117,13 +126,16 @@ class SpsoGa:
     round trip and the wait at the server among them. The swarm is seeded and has 984 looks a
     decision, which takes some milliseconds: it was published for planning beforehand.
 
-    Not modelled: stripes; the uncertainty of the goodput; that nothing may keep the deadline (it
-    then takes the quickest it finds). Theirs places layers on many servers of several kinds; here
-    there is one. It may miss the best cut: it is a heuristic.
+    Not modelled: stripes; the uncertainty of the goodput. Theirs places layers on many servers of
+    several kinds and orders them, and counts the energy of all servers and devices (running,
+    switching, computing); here there is one server, one frame at a time, and the robot's energy.
+    Where nothing keeps the deadline it takes the quickest that it finds. It may miss the best
+    cut: it is a heuristic.
 
     Source:
-        X. Chen et al., *Energy-Efficient Offloading for DNN-Based Smart IoT Systems in Cloud-Edge
-        Environments*, IEEE TPDS 33(3), 2022.
+        X. Chen, J. Zhang, B. Lin, Z. Chen, K. Wolter, G. Min, *Energy-Efficient Offloading for
+        DNN-Based Smart IoT Systems in Cloud-Edge Environments*, IEEE TPDS 33(3), 2022, pp.
+        683-697, doi 10.1109/TPDS.2021.3100298. ``calibration.swarm`` says what of it was read.
     """
 
     def __init__(self, manifest: Manifest) -> None:

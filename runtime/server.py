@@ -5,8 +5,13 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from typing import Dict, List, Sequence, Tuple
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Dict, List, Sequence, Tuple, Union
 
+from engines.backend import BackendOptions
+from engines.bundle import Bundle
+from engines.bundle_plans import open_bundle_backend
 from engines.codecs import preload_codecs
 from engines.errors import SplitError
 from engines.program import Program
@@ -21,6 +26,9 @@ __all__ = ["Server"]
 
 logger = logging.getLogger(__name__)
 
+Source = Union[str, Path, Bundle, Program]
+"""What can be served: the path of a bundle, an opened one, a loaded one."""
+
 MAX_CLIENTS = 64
 """Connections served at a time; one more is closed at once."""
 
@@ -29,32 +37,49 @@ _ACCEPT_PAUSE_S = 0.1
 
 
 class Server:
-    """Serves bundles to robots. A context manager; ``close`` drains.
+    """Serves bundles to robots. Safe across threads; a context manager; ``close`` drains.
 
     Args:
-        programs: The loaded bundles.
+        bundles: A bundle or its path, or several of them; loaded programs too, which whoever
+            loaded them closes after the server.
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one.
+        backend: Name of the backend of those that are not loaded yet.
+        threads: Threads that it computes with; 0 for its own choice.
 
     Raises:
+        BundleError: A bundle cannot be opened.
+        EngineError: It cannot be loaded on the backend.
         ConnectError: The address cannot be listened on.
     """
 
     def __init__(
-        self, programs: Sequence[Program], *, host: str = "127.0.0.1", port: int = 0
+        self,
+        bundles: "Union[Source, Sequence[Source]]",
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        backend: str = "ort",
+        threads: int = 0,
     ) -> None:
-        if not programs:
+        given = [bundles] if isinstance(bundles, (str, Path, Bundle, Program)) else bundles
+        if not given:
             raise SplitError("serve: expected at least one bundle, given none")
         preload_codecs()
         served: Dict[str, Served] = {}
-        self._socket = listen(host, port)
-        try:
-            for program in programs:
+        with ExitStack() as stack:
+            self._socket = listen(host, port)
+            stack.callback(self._socket.close)
+            for source in given:
+                if isinstance(source, (str, Path, Bundle)):
+                    program = stack.enter_context(_load(source, backend, threads))
+                else:
+                    program = source
                 table = wire_table(table_for(program))
-                served[program.bundle.digest] = Served(program, table, StripedProgram(program))
-        except BaseException:
-            self._socket.close()
-            raise
+                striped = StripedProgram(program)
+                stack.callback(striped.close)
+                served[program.bundle.digest] = Served(program, table, striped)
+            self._owned = stack.pop_all()
         self._address: Tuple[str, int] = self._socket.getsockname()[:2]
         self._bundles = served
         self._sessions: Dict[Session, threading.Thread] = {}
@@ -117,8 +142,7 @@ class Server:
             if thread.is_alive():
                 session.abort()
                 thread.join(1.0)
-        for served in self._bundles.values():
-            served.striped.close()
+        self._owned.close()
 
     def _accept(self) -> None:
         while not self._closing.is_set():
@@ -160,3 +184,8 @@ class Server:
             session.abort()
             with self._lock:
                 del self._sessions[session]
+
+
+def _load(source: "Union[str, Path, Bundle]", backend: str, threads: int) -> Program:
+    bundle = source if isinstance(source, Bundle) else Bundle.open(source)
+    return Program(bundle, open_bundle_backend(bundle, backend, BackendOptions(threads=threads)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engines.bundle import Bundle
-from engines.errors import BundleError, DeployError
+from engines.errors import BundleError, DeployError, EngineError
 from runtime import Robot
 from runtime.deploy import deploy, releases, rollback
 from tests.runtime.helpers import assert_right
@@ -136,6 +136,40 @@ def test_a_bundle_that_changes_while_it_is_copied_is_refused(
     with pytest.raises(DeployError, match="changed while it was copied"):
         deploy(stale, target)
     assert not (target / "current").exists()
+
+
+def test_a_release_that_is_not_ready_leaves_current(
+    toy: Bundle, other: Bundle, target: Path
+) -> None:
+    deploy(toy, target)
+    seen: list[Bundle] = []
+
+    def refuse(release: Bundle) -> None:
+        seen.append(release)
+        assert _current(target) == toy.digest
+        raise EngineError("a cut is over its tolerance")
+
+    with pytest.raises(DeployError, match=r"not ready: a cut is .*what was current still is"):
+        deploy(other, target, ready=refuse)
+    assert _current(target) == toy.digest
+    assert [release.digest for release in seen] == [other.digest]
+    deploy(other, target, ready=seen.append)
+    assert _current(target) == other.digest
+    assert seen[1].folder == (target / "releases" / other.digest[:12]).resolve()
+
+
+def test_a_bundle_that_cannot_be_moved_stays(
+    toy_copy: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(toy_copy)
+
+    def fail(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link", "somewhere")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(DeployError, match="cross-device"):
+        deploy(bundle, target, move=True)
+    assert Bundle.open(toy_copy).digest == bundle.digest
 
 
 def test_rollback_without_a_previous_release_says_so(toy: Bundle, target: Path) -> None:

@@ -52,14 +52,41 @@ def test_errors_are_one_line(args: list[str], says: str, tmp_path: Path) -> None
     assert result.stderr.count("\n") == 1
 
 
-def test_ssh_is_not_mistaken_for_a_path(
+def test_without_its_library_ssh_says_what_to_install(
     toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "asyncssh", None)
     result = _run(toy.folder, "user@robot:/opt/model")
     assert result.exit_code == 1
-    assert "SSH is not part of this version" in result.stderr
+    assert "pip install 'splitrt[deploy]'" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["bundle", "path", "--port", "22"], ["--list", "path", "--identity", "key"],
+     ["bundle", "user@robot:m", "--move"]],
+)  # fmt: skip
+def test_options_of_the_other_kind_of_target_are_refused(args: list[str]) -> None:
+    assert _run(*args).exit_code == 2
+
+
+def test_a_release_is_made_ready_where_it_was_asked_for(toy: Bundle, tmp_path: Path) -> None:
+    target = tmp_path / "robot"
+    assert _run(toy.folder, target).exit_code == 0
+    device = target / "releases" / f"{toy.digest[:12]}.device"
+    assert not device.exists()
+    result = _run(toy.folder, target, "--prepare")
+    assert result.exit_code == 0, result.stderr
+    assert len(list(device.glob("latency-*.json"))) == 1
+
+
+def test_moving_leaves_nothing_behind(toy_copy: Path, tmp_path: Path) -> None:
+    digest = Bundle.open(toy_copy).digest
+    assert _run("--move", toy_copy, tmp_path / "robot").exit_code == 0
+    assert not toy_copy.exists()
+    assert Bundle.open(tmp_path / "robot").digest == digest
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.objectives import Constraints, Objective, parse_objective
+from calibration.plan_tasks import CodecSpeed
 from calibration.prepared import PreparedPlans
 from calibration.ranking import rank
 from calibration.segment_times import SegmentTimes
@@ -55,6 +56,17 @@ def test_they_do_not_see_the_round_trip_or_what_comes_back(name: str) -> None:
     heavy = PreparedPlans(serial([1_000_000] * 7, output=12_000_000), PLANS.robot, PLANS.server)
     assert _decide(name, 100e6, plans=heavy).cut == 0
     assert _decide("splitrt", 100e6, plans=heavy).cut == LAST
+
+
+def test_what_coding_takes_counts_for_spso_ga_alone() -> None:
+    # A microsecond a byte on the robot: offloading takes 1.108 s, cut 4 .51.
+    slow = PreparedPlans(
+        MODEL, PLANS.robot, PLANS.server, codecs=CodecSpeed(robot_s_per_byte=1e-6)
+    )
+    for name in ("neurosurgeon", "dads"):
+        assert _decide(name, 1e9, plans=slow).cut == 0
+    assert _decide("spso_ga", 1e9, "deadline=520ms", plans=slow).cut == 4
+    assert _decide("spso_ga", 1e9, "deadline=520ms").cut == 0
 
 
 def test_neurosurgeon_sees_the_load_of_the_server_and_dads_does_not() -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -200,6 +201,34 @@ class TestWithAServer:
 
             with ThreadPoolExecutor(8) as pool:
                 assert set().union(*pool.map(work, range(8))) == {"remote"}
+
+    @pytest.mark.parametrize("kind", ["path", "text", "bundle", "several"])
+    def test_a_server_loads_what_is_not_loaded_yet_and_closes_it(
+        self, toy: Bundle, kind: str, inputs: Tensors, expected: Tensors
+    ) -> None:
+        given: Any = {
+            "path": toy.folder, "text": str(toy.folder), "bundle": toy, "several": [toy.folder]
+        }[kind]  # fmt: skip
+        with Server(given, threads=1) as server:
+            with Robot(toy, server=address(server), cut="offload", threads=1) as robot:
+                assert_right(robot.infer(inputs), expected)
+            program = next(iter(server._bundles.values())).program
+        with pytest.raises(EngineError, match="closed"):
+            program.run(inputs, 0, program.last)
+
+    def test_what_a_server_was_given_loaded_stays_loaded(
+        self, program: Program, inputs: Tensors
+    ) -> None:
+        with Server(program):
+            pass
+        assert program.run(inputs, 0, program.last)
+
+    def test_a_server_that_cannot_begin_leaves_nothing(self, toy: Bundle, tmp_path: Path) -> None:
+        # The conftest's fixture looks for threads and sockets that are left.
+        with pytest.raises(BundleError, match="gone"):
+            Server([toy, tmp_path / "gone"], threads=1)
+        with pytest.raises(SplitError, match="at least one bundle"):
+            Server([])
 
     def test_a_server_of_many_bundles_serves_each_its_own(
         self, toy: Bundle, tmp_path: Path, inputs: Tensors, expected: Tensors
