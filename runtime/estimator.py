@@ -115,6 +115,7 @@ class LinkEstimator:
         self._states = States()
         self._last: Optional[Reading] = None
         self._rtt_s: Optional[float] = None
+        self._new = True
         self._queue_s = 0.0
         self._queue_at_s = 0.0
         self._newest_s = 0.0
@@ -163,6 +164,7 @@ class LinkEstimator:
             else:
                 self._last, self._busy = None, BusyPeriods()
                 if isinstance(evidence, Connected):
+                    self._new = True
                     self._states.connected()
                 else:
                     assert isinstance(evidence, Lost)
@@ -205,8 +207,8 @@ class LinkEstimator:
             self._states.goodput(sample.at_s, quick_bps)
 
     def _round_trip(self, seconds: float) -> None:
-        if self._rtt_s is None or seconds < self._rtt_s:
-            self._rtt_s = seconds
+        if self._rtt_s is None or self._new or seconds < self._rtt_s:
+            self._rtt_s, self._new = seconds, False
         else:
             self._rtt_s += _RTT_WEIGHT * (seconds - self._rtt_s)
 

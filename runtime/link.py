@@ -72,7 +72,7 @@ __all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
 
-PROBE_EVERY_S = 1.0
+PROBE_EVERY_S = 0.5
 """Shortest time between probes, and age of the estimate at which an idle link is probed."""
 
 _PROBE_BUSY_S = 3.0
@@ -420,7 +420,9 @@ class Link:
         """Shake hands, let requests through and measure the link once."""
         with self._lock:
             self._shaking = channel
+        begin_s = time.monotonic()
         welcome = shake_hands(channel, self._hello)
+        greeted_s = time.monotonic() - begin_s
         self.fatal = None if isinstance(welcome, Welcome) else welcome
         if not isinstance(welcome, Welcome):
             raise welcome
@@ -431,12 +433,15 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
+        # Whatever the last connection's was: this one may lead another way.
         self.estimator.take(Connected(time.monotonic()))
+        self.estimator.take(RoundTrip(time.monotonic(), greeted_s))
         self._metered = channel.stream.counters() is not None
         self._meter.attach(channel.stream)
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
-        size = self._take_from_budget()
+        with self._lock:  # as if it were unknown: what is known may be of the fault
+            size = self._budget.probe(time.monotonic(), None)
         if size:
             self._ping(channel, size)
 
@@ -553,7 +558,9 @@ class Link:
     def _probe(self) -> None:
         while not self._closing.wait(PROBE_EVERY_S / 4):
             now = time.monotonic()
+            goodput_bps = self.estimator.estimate.goodput_bps
             with self._lock:
+                self._budget.fill(now, goodput_bps)
                 channel = self._channel
                 late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
                 idle, waiting = not self._requests, bool(self._pings)

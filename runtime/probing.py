@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+from runtime.busy import MIN_SAMPLE_BYTES
+
 __all__ = ["DEPTH_BYTES", "MOST_BYTES_PER_S", "SHARE", "ProbeBudget"]
 
 SHARE = 0.01
@@ -19,8 +21,8 @@ MOST_BYTES_PER_S = 64_000.0
 DEPTH_BYTES = 32_768
 """What a link that is not known yet may be probed with at once; the largest probe."""
 
-LEAST_BYTES = 8_192
-"""The smallest: less is mostly latency even at a few Mbps."""
+LEAST_BYTES = MIN_SAMPLE_BYTES
+"""The smallest: less says too little of goodput."""
 
 _PROBE_S = 0.008
 """Time that a probe should take on the link: a few round trips of Wi-Fi."""
@@ -48,6 +50,22 @@ class ProbeBudget:
     def __repr__(self) -> str:
         return f"<ProbeBudget {self._left_bytes:.0f} bytes left, {self.spent_bytes} spent>"
 
+    def fill(self, now_s: float, goodput_bps: Optional[float]) -> None:
+        """Let in what flowed since the last call, at the goodput of now.
+
+        To be called all the time: what a good link has saved up is then there for when it was bad.
+
+        Args:
+            now_s: Time, of a clock that never goes back.
+            goodput_bps: Goodput as estimated; none while unknown.
+        """
+        capacity_bps = _UNKNOWN_BPS if goodput_bps is None else goodput_bps
+        if self._at_s is not None:
+            rate = min(SHARE * capacity_bps / 8.0, MOST_BYTES_PER_S)
+            filled = self._left_bytes + rate * max(now_s - self._at_s, 0.0)
+            self._left_bytes = min(filled, float(DEPTH_BYTES))
+        self._at_s = now_s
+
     def probe(
         self, now_s: float, goodput_bps: Optional[float], *, payload: bool = True
     ) -> Optional[int]:
@@ -62,12 +80,7 @@ class ProbeBudget:
             Its payload in bytes: 0, which measures the round trip and shows that the server lives,
             where the budget has room for no more; none where not even for that.
         """
-        capacity_bps = _UNKNOWN_BPS if goodput_bps is None else goodput_bps
-        if self._at_s is not None:
-            rate = min(SHARE * capacity_bps / 8.0, MOST_BYTES_PER_S)
-            filled = self._left_bytes + rate * max(now_s - self._at_s, 0.0)
-            self._left_bytes = min(filled, float(DEPTH_BYTES))
-        self._at_s = now_s
+        self.fill(now_s, goodput_bps)
         most = DEPTH_BYTES - self._overhead_bytes
         size = most
         if goodput_bps is not None:

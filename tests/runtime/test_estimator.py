@@ -284,3 +284,14 @@ def test_the_state_is_part_of_the_estimate() -> None:
     assert "acknowledged" in estimate.why
     assert estimate.goodput_bps is not None
     assert estimate.goodput_bps < MBPS
+
+
+def test_a_new_connection_has_a_round_trip_of_its_own() -> None:
+    estimator = LinkEstimator()
+    estimator.take(Connected(0.0))
+    estimator.take(RoundTrip(0.1, 0.002))
+    estimator.take(RoundTrip(0.2, 0.102))
+    assert estimator.estimate.rtt_s == pytest.approx(0.012)
+    estimator.take(Connected(1.0))
+    estimator.take(RoundTrip(1.1, 0.4))
+    assert estimator.estimate.rtt_s == 0.4

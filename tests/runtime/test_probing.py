@@ -16,8 +16,8 @@ def test_the_first_probe_takes_all_that_an_unknown_link_may_have() -> None:
 
 
 def test_the_size_follows_the_link() -> None:
-    sizes = {mbps: ProbeBudget(OVERHEAD).probe(0.0, mbps * 1e6) for mbps in (1, 16, 1000)}
-    assert sizes == {1: LEAST_BYTES, 16: 16_000, 1000: DEPTH_BYTES - OVERHEAD}
+    sizes = {mbps: ProbeBudget(OVERHEAD).probe(0.0, mbps * 1e6) for mbps in (1, 16, 24, 1000)}
+    assert sizes == {1: LEAST_BYTES, 16: LEAST_BYTES, 24: 24_000, 1000: DEPTH_BYTES - OVERHEAD}
 
 
 def test_a_slow_link_is_probed_seldom() -> None:
@@ -66,3 +66,11 @@ def test_no_stretch_of_time_takes_more_than_the_budget(
             assert cost <= DEPTH_BYTES + spent[last][2] - spent[first][2] + 1e-3
             if last - first > 20:
                 break
+
+
+def test_what_a_good_link_saved_up_is_there_when_it_is_bad() -> None:
+    budget = ProbeBudget(OVERHEAD)
+    budget.probe(0.0, None)
+    budget.fill(0.0, 90e6)
+    budget.fill(5.0, 90e6)
+    assert budget.probe(6.0, 0.09e6) == LEAST_BYTES
