@@ -29,12 +29,15 @@ from typing import (
 
 import numpy as np
 
+from calibration.codec_ranges import codec_ranges, ranges_digest
 from calibration.metrics import Metric
 from calibration.quality import SPEC, CodecQuality, QualityTable
+from calibration.ranges import stored_ranges
 from calibration.samples import DataDigest, Samples
 from engines import codecs as registry
 from engines.bounded_runs import BoundedHeadRun, BoundedTailRun
 from engines.codecs import Codec, default_codec
+from engines.codecs.encoders import Encoders
 from engines.errors import CodecError, SourceError, SplitError
 from engines.manifest import Cut
 from engines.program import Program
@@ -89,16 +92,20 @@ class _Coded(NamedTuple):
     bytes: int
 
 
-def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec], List[str]]":
+def usable_codecs(
+    names: Optional[Collection[str]] = None, *, calibrated: bool = False
+) -> "Tuple[List[Codec], List[str]]":
     """Return the codecs that can be used here, and why others cannot.
 
     Args:
         names: Which of them; all by default.
+        calibrated: Whether there are calibrated ranges, for the codecs that write by those.
 
     Raises:
         CodecError: There is no codec of such a name.
     """
-    names_here = registry.CANDIDATES  # codecs with a quality at those that are tried
+    # Codecs with a quality at those that are tried.
+    names_here = (*registry.CANDIDATES, *(registry.CALIBRATED if calibrated else ()))
     known = {name.partition(":")[0] for name in names_here}
     unknown = sorted(name for name in names or () if name.partition(":")[0] not in known)
     if unknown:
@@ -117,6 +124,12 @@ def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec]
         base = name.partition(":")[0]
         if base in registry.NEEDS and base not in here:
             missing.append(f"codec {name}: left out: needs {registry.NEEDS[base]}")
+            continue
+        if name in registry.CALIBRATED and not calibrated:
+            missing.append(
+                f"codec {name}: left out: needs calibrated ranges; "
+                "run `split-bundle calibrate BUNDLE DATA`"
+            )
             continue
         try:
             codec = registry.open_codec(name)
@@ -161,9 +174,11 @@ def measure_quality(
     for cut_id in cuts or ():
         manifest.cut(cut_id)
     digest = DataDigest()
+    ranges = stored_ranges(program.bundle)
+    encoders = Encoders(codec_ranges(ranges))
     done = 0
     with contextlib.closing(StripedProgram(program)) as forms:
-        budget = _Budget(forms, metric, codecs, cuts)
+        budget = _Budget(forms, metric, codecs, cuts, encoders)
         for sample in samples:
             digest.add(sample.inputs)
             budget.add(sample.inputs, reference(sample.inputs))
@@ -180,6 +195,7 @@ def measure_quality(
         data=digest.hexdigest(),
         samples=done,
         rows=tuple(budget.rows(name)),
+        ranges=ranges_digest(ranges),
     )
 
 
@@ -192,7 +208,9 @@ class _Budget:
         metric: Metric,
         codecs: Collection[Codec],
         cuts: Optional[Collection[str]],
+        encoders: Encoders,
     ) -> None:
+        self._encoders = encoders
         self._forms = forms
         self._program = forms.program
         self._manifest = forms.manifest
@@ -244,7 +262,8 @@ class _Budget:
             key = (cut.index, codec.name)
             if key in self._unfit:
                 continue
-            coded = _through(codec, self._manifest.specs(cut.tensors), cut.id, env)
+            specs = self._manifest.specs(cut.tensors)
+            coded = _through(codec.name, self._encoders, specs, cut.id, env)
             if coded is None:
                 self._unfit.add(key)
                 self._sums.pop(key, None)
@@ -293,19 +312,26 @@ def pareto(points: "List[Tuple[float, float]]") -> List[int]:
 
 
 def _through(
-    codec: Codec, specs: Sequence[TensorSpec], cut: str, env: Mapping[str, Array]
+    name: str,
+    encoders: Encoders,
+    specs: Sequence[TensorSpec],
+    cut: str,
+    env: Mapping[str, Array],
 ) -> Optional[_Coded]:
     """Send what crosses through a codec; none where it applies to nothing of it.
 
     Raises:
         SplitError: A codec that says that it is lossless changes values.
     """
-    if not any(codec.applies(spec) for spec in specs):
+    opened = {spec.name: encoders.open(name, spec.name) for spec in specs}
+    fit = {spec.name: codec for spec in specs for codec in (opened[spec.name],)
+           if codec is not None and codec.applies(spec)}  # fmt: skip
+    if not fit:
         return None
     tensors: Dict[str, Array] = {}
     size = 0
     for spec in specs:
-        chosen = codec if codec.applies(spec) else default_codec(spec)
+        chosen = fit.get(spec.name) or default_codec(spec)
         try:
             tensors[spec.name], taken = _round_trip(chosen, spec, env[spec.name])
         except CodecError:  # values that this codec has no bytes for

@@ -7,8 +7,9 @@ from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
+from calibration.codec_ranges import open_encoders
 from calibration.codings import CodecCost
-from engines.codecs import Codec, codec_by_id, codec_names_here, open_codec
+from engines.codecs import Codec, codec_by_id
 from engines.errors import CodecError
 from engines.manifest import Manifest
 from engines.program import Program
@@ -60,6 +61,8 @@ def measure_codecs(
 ) -> Tuple[CodecCost, ...]:
     """Time every codec that is installed on every tensor that it applies to.
 
+    Those by a calibrated range are tried where the bundle has one of the tensor.
+
     Codec ``identity`` is no work, so it is not among them; nor is a codec that cannot encode one
     of the samples.
 
@@ -69,13 +72,18 @@ def measure_codecs(
         budget_s: Seconds for all of it; every codec and tensor gets an equal share, but no fewer
             than 3 runs.
         progress: Called with (pairs done, pairs in all).
+
+    Raises:
+        SplitError: The bundle's calibrated ranges cannot be used.
     """
     found = tensor_samples(program, samples)
+    encoders = open_encoders(program.bundle)
     pairs = [
-        (spec, open_codec(name))
+        (spec, codec)
         for spec in crossing_tensors(program.bundle.manifest)
-        for name in codec_names_here()
-        if name != "identity" and open_codec(name).applies(spec) and spec.nbytes
+        for name in encoders.names(spec.name)
+        for codec in (encoders.open(name, spec.name),)
+        if name != "identity" and codec is not None and codec.applies(spec) and spec.nbytes
     ]
     costs: List[CodecCost] = []
     for done, (spec, codec) in enumerate(pairs, 1):

@@ -64,6 +64,8 @@ class QualityTable(msgspec.Struct, frozen=True, kw_only=True):
         data: SHA-256 of the data; see ``calibration.samples``.
         samples: How many samples it has.
         rows: By cut and codec.
+        ranges: Digest of the calibrated ranges that codecs wrote by; nothing where there were
+            none. Errors of those codecs hold for these ranges only.
     """
 
     spec: int
@@ -74,6 +76,7 @@ class QualityTable(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     samples: int
     rows: Tuple[CodecQuality, ...]
+    ranges: str = ""
 
     def error(self, cut: str, codec: str) -> Optional[float]:
         """Return the mean error of a codec at a cut; none where it was not measured."""

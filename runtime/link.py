@@ -20,6 +20,7 @@ import threading
 import time
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from engines.codecs.encoders import NO_RANGES, Encoders, ValueRange
 from engines.errors import (
     CodecError,
     DeadlineError,
@@ -103,6 +104,7 @@ class Link:
         manifest: The bundle's manifest.
         digest: The bundle's digest; the server must have the same bundle.
         table: The robot's latency table, told to the server.
+        ranges: Calibrated ranges by tensor and codec, for the codecs that write by those.
     """
 
     def __init__(
@@ -113,7 +115,9 @@ class Link:
         manifest: Manifest,
         digest: str,
         table: Optional[Table] = None,
+        ranges: Mapping[Tuple[str, str], ValueRange] = NO_RANGES,
     ) -> None:
+        self._encoders = Encoders(ranges)
         self.estimator = LinkEstimator()
         self._budget = ProbeBudget(HEADER_BYTES)
         self.server_table: Optional[Table] = None
@@ -187,7 +191,7 @@ class Link:
         """
         specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
         codecs = self._known(codecs)
-        parts, payload = pack_tensors(specs, tensors, codecs)
+        parts, payload = pack_tensors(specs, tensors, codecs, self._encoders)
         request = self.begin(cut_index, codecs=codecs)
         self._write(request, 0, parts, payload, deadline=deadline)
         return request
@@ -241,7 +245,7 @@ class Link:
             return
         begin = time.monotonic()
         specs = sent(request.plan, self._manifest, stripe)
-        parts, payload = pack_tensors(specs, tensors, request.codecs)
+        parts, payload = pack_tensors(specs, tensors, request.codecs, self._encoders)
         try:
             self._write(request, stripe, parts, payload, deadline=Deadline(None))
         except LinkError as exc:

@@ -10,6 +10,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.codecs import Codec, codec_by_id, codec_ids_here, default_codec, open_codec
+from engines.codecs.encoders import Encoders
 from engines.errors import CodecError, RemoteProtocolError
 from engines.tensors import Array, TensorSpec
 from runtime.transport import Deadline, Stream
@@ -17,6 +18,7 @@ from runtime.wire import Part
 
 __all__ = [
     "NO_CODECS",
+    "UNCALIBRATED",
     "Clock",
     "check_parts",
     "known_codecs",
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 NO_CODECS: Mapping[str, str] = MappingProxyType({})
 """Every tensor by its default codec."""
+
+UNCALIBRATED = Encoders()
+"""Opens codecs where nothing is known of the tensors."""
 
 IDENTITY = 0
 """Wire id of the codec whose bytes are the array's own: read without a copy."""
@@ -45,6 +50,7 @@ def pack_tensors(
     specs: Sequence[TensorSpec],
     tensors: Mapping[str, Array],
     codecs: Mapping[str, str] = NO_CODECS,
+    encoders: Encoders = UNCALIBRATED,
 ) -> Tuple[Tuple[Part, ...], List[memoryview]]:
     """Encode tensors.
 
@@ -53,6 +59,7 @@ def pack_tensors(
         tensors: Arrays by name; left alone until the buffers are written.
         codecs: Names of codecs by tensor. A tensor without one, or to which its codec does not
             apply, has its default codec; so has one whose values its codec cannot encode.
+        encoders: What opens them.
 
     Returns:
         How each tensor is coded, and its bytes: a buffer a tensor.
@@ -61,7 +68,7 @@ def pack_tensors(
     buffers: List[memoryview] = []
     for spec in specs:
         array = np.ascontiguousarray(tensors[spec.name])
-        codec, coded = _coded(spec, array, codecs.get(spec.name))
+        codec, coded = _coded(spec, array, codecs.get(spec.name), encoders)
         parts.append(Part(codec.wire_id, coded.nbytes))
         buffers.append(coded)
     return tuple(parts), buffers
@@ -88,12 +95,15 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def _coded(spec: TensorSpec, array: Array, name: Optional[str]) -> Tuple[Codec, memoryview]:
+def _coded(
+    spec: TensorSpec, array: Array, name: Optional[str], encoders: Encoders
+) -> Tuple[Codec, memoryview]:
     usual = default_codec(spec)
-    codec = usual if name is None else open_codec(name)
-    if codec is not usual and codec.applies(spec):
+    if name is not None and name != usual.name:
         try:
-            return codec, _encoded(codec, spec, array)
+            codec = encoders.open(name, spec.name)
+            if codec is not None and codec.applies(spec):
+                return codec, _encoded(codec, spec, array)
         except CodecError as exc:
             logger.debug("tensor %r as %s: %s", spec.name, usual.name, exc)
     return usual, _encoded(usual, spec, array)

@@ -5,7 +5,9 @@ write ``engines/codecs/<name>.py``, document its bytes there, and add a line to 
 
 What a decoder needs beyond dtype and shape (scales, sizes) is in the coded bytes themselves, so
 that the two ends need not agree on anything else. The quality of a lossy picture is the sender's
-business: ``jpeg:80`` is codec ``jpeg`` written at quality 80, and any ``jpeg`` reads it.
+business: ``jpeg:80`` is codec ``jpeg`` written at quality 80, and any ``jpeg`` reads it. So are
+calibrated ranges: ``int8:mse`` is codec ``int8`` written by the range that calibration chose for
+the tensor. Who writes opens codecs by ``encoders.Encoders``, which knows those.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from engines.errors import CodecError
 from engines.tensors import TensorSpec
 
 __all__ = [
+    "CALIBRATED",
     "CANDIDATES",
     "CODECS",
+    "METHODS",
     "NEEDS",
     "Codec",
     "codec_by_id",
@@ -70,7 +74,16 @@ CANDIDATES: Tuple[str, ...] = tuple(
     for name, _ in CODECS.values()
     for quality in _QUALITIES.get(name, (None,))
 )
-"""Every codec that is measured and may be chosen, by the name that :func:`open_codec` takes."""
+"""Codecs that are measured and may be chosen, by the name that :func:`open_codec` takes."""
+
+METHODS: Tuple[str, ...] = ("minmax", "percentile", "mse")
+"""How calibration chooses a range: nothing is clipped, 0.01% is, or what has the least squared
+error."""
+
+_BY_RANGE = ("int8", "int8-channel", "int8-zstd")
+
+CALIBRATED: Tuple[str, ...] = tuple(f"{name}:{method}" for name in _BY_RANGE for method in METHODS)
+"""What may be chosen beside those for a tensor that was calibrated."""
 
 
 @lru_cache(maxsize=None)
@@ -94,6 +107,8 @@ def codec_by_id(wire_id: int) -> Codec:
 def open_codec(name: str) -> Codec:
     """Return the codec called ``name``, or ``name:quality`` where it has a quality.
 
+    One of :data:`CALIBRATED` has no range yet, so that it encodes nothing.
+
     Raises:
         CodecError: No codec has this name, or not this quality.
     """
@@ -103,6 +118,11 @@ def open_codec(name: str) -> Codec:
             continue
         if not colon:
             return codec_by_id(wire_id)
+        if base in _BY_RANGE:
+            if quality not in METHODS:
+                raise CodecError(f"codec {name!r}: expected one of {', '.join(METHODS)}")
+            calibrated: Codec = _factory(where)(wire_id, quality)
+            return calibrated
         if base not in _QUALITIES:
             raise CodecError(f"codec {name!r}: {base} has no quality")
         if not (quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100):
