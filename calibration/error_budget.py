@@ -3,7 +3,8 @@
 For every sample the segments run once, as a chain. At every cut what crosses goes through each
 codec that applies to it, and the rest of the model runs on what came back; the outputs are
 compared with the reference's. A lossless codec is checked to be lossless, value by value: its
-outputs are those of the chain, and nothing is run. Sums are kept, never outputs.
+outputs are those of the chain, and nothing is run. Sums are kept, never outputs. To codecs that
+refer to what was sent before, the samples are one sequence.
 
 Where a bundle has bounded divisions (lossy, ``--halo``), each is run as well, divided at its
 lowest, middle and highest bound; it goes by the name ``halo~ROWS`` in the place of a codec.
@@ -37,7 +38,8 @@ from calibration.samples import DataDigest, Samples
 from engines import codecs as registry
 from engines.bounded_runs import BoundedHeadRun, BoundedTailRun
 from engines.codecs import Codec, default_codec
-from engines.codecs.encoders import Encoders
+from engines.codecs.decoders import Decoders
+from engines.codecs.encoders import Encoders, ValueRange
 from engines.errors import CodecError, SourceError, SplitError
 from engines.manifest import Cut
 from engines.program import Program
@@ -78,6 +80,13 @@ class _Sum:
         self.total += error
         self.largest = max(self.largest, error)
         self.bytes += size
+
+
+class _Ends(NamedTuple):
+    """What writes and what reads at one cut with one codec, sample after sample."""
+
+    encoders: Encoders
+    decoders: Decoders
 
 
 class _Coded(NamedTuple):
@@ -175,10 +184,9 @@ def measure_quality(
         manifest.cut(cut_id)
     digest = DataDigest()
     ranges = stored_ranges(program.bundle)
-    encoders = Encoders(codec_ranges(ranges))
     done = 0
     with contextlib.closing(StripedProgram(program)) as forms:
-        budget = _Budget(forms, metric, codecs, cuts, encoders)
+        budget = _Budget(forms, metric, codecs, cuts, codec_ranges(ranges))
         for sample in samples:
             digest.add(sample.inputs)
             budget.add(sample.inputs, reference(sample.inputs))
@@ -208,9 +216,10 @@ class _Budget:
         metric: Metric,
         codecs: Collection[Codec],
         cuts: Optional[Collection[str]],
-        encoders: Encoders,
+        ranges: Mapping[Tuple[str, str], ValueRange],
     ) -> None:
-        self._encoders = encoders
+        self._ranges = ranges
+        self._ends: Dict[Key, _Ends] = {}
         self._forms = forms
         self._program = forms.program
         self._manifest = forms.manifest
@@ -263,7 +272,10 @@ class _Budget:
             if key in self._unfit:
                 continue
             specs = self._manifest.specs(cut.tensors)
-            coded = _through(codec.name, self._encoders, specs, cut.id, env)
+            ends = self._ends.get(key)
+            if ends is None:
+                ends = self._ends[key] = _Ends(Encoders(self._ranges), Decoders())
+            coded = _through(codec.name, ends, specs, cut.id, env)
             if coded is None:
                 self._unfit.add(key)
                 self._sums.pop(key, None)
@@ -313,7 +325,7 @@ def pareto(points: "List[Tuple[float, float]]") -> List[int]:
 
 def _through(
     name: str,
-    encoders: Encoders,
+    ends: _Ends,
     specs: Sequence[TensorSpec],
     cut: str,
     env: Mapping[str, Array],
@@ -323,33 +335,41 @@ def _through(
     Raises:
         SplitError: A codec that says that it is lossless changes values.
     """
-    opened = {spec.name: encoders.open(name, spec.name) for spec in specs}
-    fit = {spec.name: codec for spec in specs for codec in (opened[spec.name],)
-           if codec is not None and codec.applies(spec)}  # fmt: skip
-    if not fit:
-        return None
     tensors: Dict[str, Array] = {}
     size = 0
-    for spec in specs:
-        chosen = fit.get(spec.name) or default_codec(spec)
-        try:
-            tensors[spec.name], taken = _round_trip(chosen, spec, env[spec.name])
-        except CodecError:  # values that this codec has no bytes for
+    with ends.encoders.message({spec.name: name for spec in specs}):
+        opened = {spec.name: ends.encoders.open(name, spec.name) for spec in specs}
+        fit = {
+            spec.name: codec
+            for spec in specs
+            for codec in (opened[spec.name],)
+            if codec is not None and codec.applies(spec)
+        }
+        if not fit:
             return None
-        size += taken
-        if chosen.lossless and not _same(tensors[spec.name], env[spec.name]):
-            raise SplitError(
-                f"codec {chosen.name}, cut {cut}: says that it is lossless, and changes "
-                f"{spec.name!r}; this is an error of the codec"
-            )
+        for spec in specs:
+            codec = fit.get(spec.name) or default_codec(spec)
+            decoder = ends.decoders.open(codec.wire_id, spec.name)
+            try:
+                tensors[spec.name], taken = _round_trip(codec, decoder, spec, env[spec.name])
+            except CodecError:  # values that this codec has no bytes for
+                return None
+            size += taken
+            if codec.lossless and not _same(tensors[spec.name], env[spec.name]):
+                raise SplitError(
+                    f"codec {codec.name}, cut {cut}: says that it is lossless, and changes "
+                    f"{spec.name!r}; this is an error of the codec"
+                )
     return _Coded(tensors, size)
 
 
-def _round_trip(codec: Codec, spec: TensorSpec, array: Array) -> "Tuple[Array, int]":
+def _round_trip(
+    codec: Codec, decoder: Codec, spec: TensorSpec, array: Array
+) -> "Tuple[Array, int]":
     scratch = memoryview(bytearray(codec.max_encoded_bytes(spec)))
     payload = codec.encode(np.ascontiguousarray(array).reshape(spec.shape), scratch)
     decoded = np.empty(spec.shape, spec.dtype)
-    codec.decode(payload, decoded)
+    decoder.decode(payload, decoded)
     return decoded, payload.nbytes
 
 

@@ -10,7 +10,7 @@ from calibration.codings import CodecOffer
 from calibration.quality import stored_quality
 from calibration.ranges import stored_ranges
 from engines.bundle import Bundle
-from engines.codecs import CALIBRATED, CODECS, NEEDS, codec_ids_here, open_codec
+from engines.codecs import CALIBRATED, CODECS, NEEDS, codec_ids_here, extra_of, open_codec
 from engines.codecs.encoders import NO_RANGES, ValueRange
 from engines.errors import CodecError
 from runtime.wire import Table
@@ -76,7 +76,7 @@ def open_policy(codec: str, bundle: Bundle, allow_lossy: Optional[float] = None)
     if base in NEEDS and open_codec(name).wire_id not in codec_ids_here():
         raise CodecError(
             f"codec {name!r} needs {NEEDS[base]}, which is not installed; "
-            "pip install 'splitrt[codecs]'"
+            f"pip install 'splitrt[{extra_of(base)}]'"
         )
     lossy = name not in ("auto", "none") and not open_codec(name).lossless
     if allow_lossy is None:

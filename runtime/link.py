@@ -117,6 +117,7 @@ class Link:
         table: Optional[Table] = None,
         ranges: Mapping[Tuple[str, str], ValueRange] = NO_RANGES,
     ) -> None:
+        self._ranges = ranges
         self._encoders = Encoders(ranges)
         self.estimator = LinkEstimator()
         self._budget = ProbeBudget(HEADER_BYTES)
@@ -191,9 +192,14 @@ class Link:
         """
         specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
         codecs = self._known(codecs)
-        parts, payload = pack_tensors(specs, tensors, codecs, self._encoders)
-        request = self.begin(cut_index, codecs=codecs)
-        self._write(request, 0, parts, payload, deadline=deadline)
+        encoders = self._encoders
+        with encoders.message(codecs, timeout_s=deadline.remaining_s()):
+            parts, payload = pack_tensors(specs, tensors, codecs, encoders)
+            request = self.begin(cut_index, codecs=codecs)
+            if self._encoders is not encoders:  # coded for a connection that is no more
+                self._forget(request.number)
+                raise LinkError("the connection was made anew")
+            self._write(request, 0, parts, payload, deadline=deadline)
         return request
 
     def begin(
@@ -245,6 +251,7 @@ class Link:
             return
         begin = time.monotonic()
         specs = sent(request.plan, self._manifest, stripe)
+        self._encoders.restart()
         parts, payload = pack_tensors(specs, tensors, request.codecs, self._encoders)
         try:
             self._write(request, stripe, parts, payload, deadline=Deadline(None))
@@ -388,6 +395,7 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
+            self._encoders = Encoders(self._ranges)
         self.estimator.take(Connected(time.monotonic()))
         self._metered = channel.stream.counters() is not None
         self._meter.attach(channel.stream)
@@ -406,6 +414,7 @@ class Link:
             assert isinstance(message.meta, Error)  # as decoded for this kind
             if not number:
                 raise LinkError(f"the server gave up: {message.meta.message}")
+            self._encoders.restart()  # it may be for want of a frame that the next refers to
             failed = self._forget(number)
             if failed is not None:
                 failed.settle(None, LinkError(f"the server failed: {message.meta.message}"))

@@ -10,6 +10,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.codecs import Codec, codec_by_id, codec_ids_here, default_codec, open_codec
+from engines.codecs.decoders import Decoders
 from engines.codecs.encoders import Encoders
 from engines.errors import CodecError, RemoteProtocolError
 from engines.tensors import Array, TensorSpec
@@ -33,7 +34,7 @@ NO_CODECS: Mapping[str, str] = MappingProxyType({})
 """Every tensor by its default codec."""
 
 UNCALIBRATED = Encoders()
-"""Opens codecs where nothing is known of the tensors."""
+"""Opens codecs where nothing is known of the tensors, and for no connection: without streams."""
 
 IDENTITY = 0
 """Wire id of the codec whose bytes are the array's own: read without a copy."""
@@ -145,6 +146,7 @@ def read_tensors(
     deadline: Deadline,
     stall_s: float,
     clock: Optional[Clock] = None,
+    decoders: Optional[Decoders] = None,
 ) -> Dict[str, Array]:
     """Read a payload into new arrays, those of codec ``identity`` without a copy.
 
@@ -155,6 +157,7 @@ def read_tensors(
         deadline: When all must be there.
         stall_s: Longest wait for the next byte.
         clock: Told how long decoding takes.
+        decoders: What the connection's streams have come to; none where it has none.
 
     Raises:
         LinkError: The connection broke.
@@ -174,7 +177,12 @@ def read_tensors(
             stream.read_into(coded, deadline=deadline, stall_s=stall_s)
             begin = time.perf_counter()
             try:
-                codec_by_id(part.codec).decode(coded, array)
+                codec = (
+                    codec_by_id(part.codec)
+                    if decoders is None
+                    else decoders.open(part.codec, spec.name)
+                )
+                codec.decode(coded, array)
             except CodecError as exc:
                 wrong.append(f"tensor {spec.name!r}: {exc}")
             if clock is not None:

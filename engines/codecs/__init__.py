@@ -7,7 +7,10 @@ What a decoder needs beyond dtype and shape (scales, sizes) is in the coded byte
 that the two ends need not agree on anything else. The quality of a lossy picture is the sender's
 business: ``jpeg:80`` is codec ``jpeg`` written at quality 80, and any ``jpeg`` reads it. So are
 calibrated ranges: ``int8:mse`` is codec ``int8`` written by the range that calibration chose for
-the tensor. Who writes opens codecs by ``encoders.Encoders``, which knows those.
+the tensor.
+
+The two ends of a connection open codecs by ``encoders.Encoders`` and ``decoders.Decoders``: those
+know the calibrated ranges, and keep the streams of codecs that refer to what was sent before.
 """
 
 from __future__ import annotations
@@ -29,11 +32,14 @@ __all__ = [
     "CODECS",
     "METHODS",
     "NEEDS",
+    "STREAMS",
     "Codec",
     "codec_by_id",
     "codec_ids_here",
     "codec_names_here",
     "default_codec",
+    "extra_of",
+    "is_stream",
     "open_codec",
     "preload_codecs",
 ]
@@ -52,6 +58,7 @@ CODECS: Dict[int, Tuple[str, str]] = {
     10: ("webp", "engines.codecs.webp:WebpCodec"),
     11: ("runs", "engines.codecs.runs:RunsCodec"),
     12: ("bitpack-zstd", "engines.codecs.bitpack_zstd:BitpackZstdCodec"),
+    13: ("video", "engines.codecs.video:VideoCodec"),
 }
 """Wire id -> name and ``module:Class``; imported only when it is asked for."""
 
@@ -63,10 +70,18 @@ NEEDS: Dict[str, str] = {
     "webp-lossless": "PIL",
     "jpeg": "PIL",
     "webp": "PIL",
+    "video": "av",
 }
-"""Codec -> the module that it cannot do without; those of extra ``codecs``."""
+"""Codec -> the module that it cannot do without; see :func:`extra_of`."""
 
-_QUALITIES: Dict[str, Tuple[int, ...]] = {"jpeg": (75, 90, 95), "webp": (75, 90)}
+STREAMS = ("video",)
+"""Codecs that refer to what was sent before, where they have a stream (``base.StreamCodec``)."""
+
+_QUALITIES: Dict[str, Tuple[int, ...]] = {
+    "jpeg": (75, 90, 95),
+    "webp": (75, 90),
+    "video": (60, 85),
+}
 """Qualities that are measured, of the codecs that have one."""
 
 CANDIDATES: Tuple[str, ...] = tuple(
@@ -160,6 +175,16 @@ def preload_codecs() -> None:
         codec, spec = open_codec(name), TensorSpec("", "uint8", array.shape)
         if codec.applies(spec):
             codec.encode(array, np.empty(codec.max_encoded_bytes(spec), np.uint8).data)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a codec refers to what was sent before."""
+    return name.partition(":")[0] in STREAMS
+
+
+def extra_of(name: str) -> str:
+    """Return the extra of ``splitrt`` that brings what a codec needs."""
+    return "video" if NEEDS.get(name.partition(":")[0]) == "av" else "codecs"
 
 
 def default_codec(spec: TensorSpec) -> Codec:
