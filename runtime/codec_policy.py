@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Mapping, Optional, Tuple
 
 from calibration.codec_ranges import codec_ranges, ranges_digest
 from calibration.codings import CodecOffer
@@ -94,27 +94,19 @@ def open_policy(codec: str, bundle: Bundle, allow_lossy: Optional[float] = None)
             f"no error of lossy codecs was measured of bundle {bundle.manifest.name!r}; "
             "run `split-bundle verify BUNDLE --data DATA` first"
         )
-    errors: Dict[Tuple[str, str], float] = {
-        (row.cut, row.codec): row.error for row in table.rows if not row.lossless
-    }
-    admitted = tuple(sorted(pair for pair, error in errors.items() if error <= allow_lossy))
-    ranges: Mapping[Tuple[str, str], ValueRange] = NO_RANGES
-    if any(codec in CALIBRATED for _, codec in admitted):
-        found = stored_ranges(bundle)
-        if ranges_digest(found) == table.ranges:
-            ranges = codec_ranges(found)
-        elif name in CALIBRATED:
+    found = stored_ranges(bundle)
+    admitted = table.admitted(allow_lossy, ranges_digest(found))
+    if lossy and not any(pair[1] == name for pair in admitted):
+        if name in CALIBRATED and ranges_digest(found) != table.ranges:
             raise CodecError(
                 f"codec {name!r}: the bundle was calibrated again since its errors were "
                 "measured; run `split-bundle verify BUNDLE --data DATA` again"
             )
-        else:  # of other ranges than those that would be used
-            admitted = tuple(pair for pair in admitted if pair[1] not in CALIBRATED)
-    if lossy and not any(pair[1] == name for pair in admitted):
-        known = [error for pair, error in errors.items() if pair[1] == name]
+        known = [row.error for row in table.rows if row.codec == name]
         least = f"{min(known):g} ({table.metric}) at best" if known else "nothing measured"
         raise CodecError(
             f"codec {name!r}: expected an error of at most {allow_lossy:g} at some cut, "
             f"given {least}; allow more, or name another codec"
         )
-    return CodecPolicy(name, admitted, ranges)
+    by_range = any(codec in CALIBRATED for _, codec in admitted)
+    return CodecPolicy(name, admitted, codec_ranges(found) if by_range else NO_RANGES)
