@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import click
 import msgspec
@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.calibrate_cli import calibrate_bundle
+from calibration.codec_ranges import ranges_digest
 from calibration.collect import PERCENTILE
 from calibration.energy import StatePower, parse_power
-from calibration.latency_table import read_table
+from calibration.latency_table import LatencyTable, read_table
 from calibration.modes import bounded_text
 from calibration.plans_cli import plan_record, print_plans
+from calibration.quality import stored_quality
 from calibration.quality_cli import QualityOptions, quality_options, verify_quality
+from calibration.ranges import stored_ranges
 from calibration.report import RTT_S, render_report
 from calibration.verify_cli import print_parity
 from engines.backend import open_backend
@@ -25,7 +28,7 @@ from engines.bundle import Bundle
 from engines.bundle_plans import device_store, target_of
 from engines.console import command_options, print_json
 from engines.errors import ManifestError, SplitError
-from engines.manifest import Estimate, Manifest
+from engines.manifest import Manifest
 from engines.plans import PlanStore
 from engines.program import Program
 
@@ -124,6 +127,12 @@ def calibrate(
 @click.option("--server-table", metavar="FILE", help="The server's.")
 @click.option("--rtt-ms", type=click.FloatRange(0), default=RTT_S * 1e3, show_default=True)
 @click.option("--power", default="", metavar="compute=W,comm=W,idle=W", help="Robot's power.")
+@click.option(
+    "--allow-lossy",
+    type=click.FloatRange(0),
+    metavar="MAX_ERROR",
+    help="Lossy codecs up to this error, as `verify --data` measured it, are among the choices.",
+)
 @command_options
 def report(
     bundle: str,
@@ -132,18 +141,36 @@ def report(
     server_table: Optional[str],
     rtt_ms: float,
     power: str,
+    allow_lossy: Optional[float],
 ) -> None:
-    """Write the report of BUNDLE, with measured times where tables are given."""
+    """Write the report of BUNDLE, with measured times where tables are given.
+
+    Codecs are among the choices where the robot's table has their costs. Where their errors were
+    measured, the report shows bytes against error.
+    """
     opened = Bundle.open(bundle)
-    estimates = dict(opened.manifest.estimates)
-    for side, path in (("robot", robot_table), ("server", server_table)):
-        if path is not None:
-            estimates[side] = _measured(opened, Path(path))
+    tables = {
+        side: _measured(opened, Path(path))
+        for side, path in (("robot", robot_table), ("server", server_table))
+        if path is not None
+    }
+    quality = stored_quality(opened)
+    if allow_lossy is not None and (quality is None or not robot_table):
+        missing = "--robot-table FILE" if quality else "`split-bundle verify BUNDLE --data DATA`"
+        raise SplitError(
+            f"--allow-lossy {allow_lossy:g}: expected costs and errors of codecs, given "
+            f"{'no costs' if quality else 'no errors'}; first {missing}"
+        )
+    admitted: Tuple[Tuple[str, str], ...] = ()
+    if quality is not None and allow_lossy is not None:
+        admitted = quality.admitted(allow_lossy, ranges_digest(stored_ranges(opened)))
     page = render_report(
         opened.manifest,
-        estimates=estimates,
         rtt_s=rtt_ms / 1e3,
         power=parse_power(power) if power else StatePower(),
+        tables=tables,
+        quality=quality,
+        admitted=admitted,
     )
     target = Path(out or f"{opened.manifest.name}-report.html")
     target.write_text(page, encoding="utf-8")
@@ -173,16 +200,15 @@ def view(bundle: str, cut_id: Optional[str], side: str) -> None:
     netron.wait()
 
 
-def _measured(opened: Bundle, path: Path) -> Estimate:
-    """Read a latency table of a bundle, its halves fused."""
+def _measured(opened: Bundle, path: Path) -> LatencyTable:
+    """Read a latency table of a bundle."""
     table = read_table(path)
     if table.bundle != opened.digest:
         raise SplitError(
             f"{path}: expected a table of bundle {opened.digest[:12]}, given one of "
             f"{table.bundle[:12]}; run `runtime profile` on this bundle"
         )
-    seconds = tuple(timing.p50_s * table.fused_ratio for timing in table.segments)
-    return Estimate(device=str(table.fingerprint), source="measured", segments_s=seconds)
+    return table
 
 
 def _print_target(opened: Bundle, name: str, *, as_json: bool) -> None:

@@ -11,11 +11,20 @@ from typing import List, Tuple
 
 import numpy as np
 
-from calibration.prepared import PreparedPlans
+from calibration.prepared import Choice, PreparedPlans
 from engines.manifest import Manifest
 from engines.tensors import Array
 
-__all__ = ["Choices", "Stretch", "choices", "goodput_range", "mbps", "stretch_range", "verdict"]
+__all__ = [
+    "Choices",
+    "Stretch",
+    "choices",
+    "codec_names",
+    "goodput_range",
+    "mbps",
+    "stretch_range",
+    "verdict",
+]
 
 LOWEST_BPS = 0.5e6
 HIGHEST_BPS = 10e9
@@ -35,6 +44,7 @@ class Stretch:
         margin: Largest lead over the second best, as a part of the latter.
         gain: Largest lead over the better of both ends (all on the robot, all on the server) that
             may be used; 0 where the best is one of them.
+        codecs: Names of the codecs of the best cut, as the goodput grows.
     """
 
     low_bps: float
@@ -43,6 +53,7 @@ class Stretch:
     runner_up: int
     margin: float
     gain: float
+    codecs: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,20 +85,34 @@ def choices(
 
     Args:
         manifest: The bundle's manifest.
-        plans: Its cuts, prepared; striped plans among them are left out.
+        plans: Its cuts, prepared, each with its best codecs; striped plans are left out.
         rtt_s: Round trip in seconds.
         objective: ``latency`` or ``energy``.
     """
     goodputs = goodput_range()
     table = np.empty((len(manifest.cuts), len(goodputs)))
+    winners = np.empty(table.shape, np.int64)
+    members = [
+        np.asarray([n for n, c in enumerate(plans.choices) if c.plan is None and c.cut == index])
+        for index in range(len(manifest.cuts))
+    ]
     for column, goodput in enumerate(goodputs):
         costs = plans.costs(float(goodput), rtt_s, objective=objective)
-        table[:, column] = costs[: len(manifest.cuts)]
+        for index, some in enumerate(members):
+            winners[index, column] = best = some[np.argmin(costs[some])]
+            table[index, column] = costs[best]
     unit = "J" if objective == "energy" else "s"
-    return Choices(unit, goodputs, table, _stretches(goodputs, table))
+    return Choices(unit, goodputs, table, _stretches(goodputs, table, winners, plans))
 
 
-def _stretches(goodputs: Array, table: Array) -> Tuple[Stretch, ...]:
+def codec_names(choice: Choice) -> Tuple[str, ...]:
+    """Return the names of a choice's codecs but the default ones, each once."""
+    return tuple(sorted({codec for _, codec in choice.coding}))
+
+
+def _stretches(
+    goodputs: Array, table: Array, winners: Array, plans: PreparedPlans
+) -> Tuple[Stretch, ...]:
     order = np.argsort(table, axis=0, kind="stable")
     best, second = order[0], order[min(1, len(order) - 1)]
     columns = np.arange(table.shape[1])
@@ -101,6 +126,8 @@ def _stretches(goodputs: Array, table: Array) -> Tuple[Stretch, ...]:
             continue
         part = slice(begin, column)
         at = begin + int(np.argmax(lead[part]))
+        used = [int(n) for n in winners[best[begin], part]]
+        names = [name for n in dict.fromkeys(used) for name in codec_names(plans.choices[n])]
         found.append(
             Stretch(
                 low_bps=float(goodputs[begin]),
@@ -109,6 +136,7 @@ def _stretches(goodputs: Array, table: Array) -> Tuple[Stretch, ...]:
                 runner_up=int(second[at]),
                 margin=float(lead[at]),
                 gain=float(np.max(gain[part])),
+                codecs=tuple(dict.fromkeys(names)),
             )
         )
         begin = column

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from calibration.codings import CodecCost
 from engines.codecs import open_codec
@@ -37,7 +37,8 @@ def print_codecs(manifest: Manifest, costs: Sequence[CodecCost]) -> None:
     """Print a line a tensor and codec."""
     if not costs:
         return
-    shown = Table("tensor", "codec", "lossless", "bytes", "ratio", "encode ms", "decode ms")
+    whole = Column("codec", no_wrap=True)
+    shown = Table("tensor", whole, "lossless", "bytes", "ratio", "encode ms", "decode ms")
     for record in codec_records(manifest, costs):
         shown.add_row(
             record["tensor"][:30],

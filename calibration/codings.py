@@ -7,7 +7,8 @@ them an inference takes is then decided like its cut, with the schedule of the w
 
 Lossy codecs are among them only for the frontier of a cut at which their error was measured and
 is allowed, and one at a time: no two errors add up that were measured alone. Raw rows that go
-beside a frontier, and results, are never lossy.
+beside a frontier, and results, are never lossy. Codecs that refer to what was sent before are for
+whole frontiers, not for stripes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
 import msgspec
 import numpy as np
 
-from engines.codecs import default_codec, open_codec
+from engines.codecs import default_codec, is_stream, open_codec
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, RowPlan, StripePlan
 from engines.tensors import Array, TensorSpec
@@ -47,7 +48,7 @@ class CodecCost(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         tensor: The tensor's name.
         codec: The codec's name.
-        ratio: Coded bytes a byte.
+        ratio: Coded bytes a byte; the mean over what was coded one after the other.
         encode_s: Seconds of coding a byte.
         decode_s: Seconds of decoding it.
     """
@@ -112,7 +113,7 @@ class Codings:
             self._prices.setdefault(here.tensor, {})[here.codec] = _Price(
                 here.ratio, here.encode_s, peer.decode_s, here.decode_s, peer.encode_s
             )
-        self._found: Dict[Tuple[str, bool, Tuple[str, ...]], List[Coding]] = {}
+        self._found: Dict[Tuple[str, bool, bool, Tuple[str, ...]], List[Coding]] = {}
 
     def __repr__(self) -> str:
         return f"<Codings {self.offer.policy} {len(self._prices)} tensors>"
@@ -144,7 +145,7 @@ class Codings:
             names = inputs
         elif not alone:
             names = tuple(sorted({*names, *inputs}))
-        key = (crossing.id, alone, names)
+        key = (crossing.id, alone, plan is None, names)
         found = self._found.get(key)
         if found is None:
             found = self._found[key] = self._search(*key, crossing.results)
@@ -167,17 +168,24 @@ class Codings:
         return size, raw * price.robot_down_s, raw * price.server_down_s
 
     def _search(
-        self, cut: str, alone: bool, up: Tuple[str, ...], down: Tuple[str, ...]
+        self, cut: str, alone: bool, whole: bool, up: Tuple[str, ...], down: Tuple[str, ...]
     ) -> List[Coding]:
-        """Return codings of a message that has the frontier ``alone``, or raw rows with it."""
+        """Return codings of a message that has the frontier ``alone``, or raw rows with it.
+
+        It is ``whole``, or comes in stripes.
+        """
         specs = {True: self._manifest.specs(up), False: self._manifest.specs(down)}
         if self.offer.policy != "auto":
-            return [self._forced(cut, alone, specs)]
+            return [self._forced(cut, alone, whole, specs)]
         named = {codec for name in up + down for codec in self._prices.get(name, {})}
         lossy = {codec for codec in named if not open_codec(codec).lossless}
         allowed = [""]
         if alone:
-            allowed += sorted(codec for codec in lossy if (cut, codec) in self._admitted)
+            allowed += sorted(
+                codec
+                for codec in lossy
+                if (cut, codec) in self._admitted and (whole or not is_stream(codec))
+            )
         # What every combination costs at every goodput.
         seen: Dict[Coding, Array] = {(): self._line(specs, {})}
         for extra in allowed:
@@ -195,11 +203,13 @@ class Codings:
                     seen[coding] = self._line(specs, choice)
         return _worthwhile(seen)
 
-    def _forced(self, cut: str, alone: bool, specs: Mapping[bool, Sequence[TensorSpec]]) -> Coding:
+    def _forced(
+        self, cut: str, alone: bool, whole: bool, specs: Mapping[bool, Sequence[TensorSpec]]
+    ) -> Coding:
         """Return the coding of a codec that was asked for by name, wherever it may be used."""
         name = self.offer.policy
         codec = open_codec(name)
-        if name.partition(":")[0] not in self.offer.usable:
+        if name.partition(":")[0] not in self.offer.usable or (is_stream(name) and not whole):
             return ()
         if not codec.lossless and not (alone and (cut, name) in self._admitted):
             return ()

@@ -3,7 +3,8 @@
 For every sample the segments run once, as a chain. At every cut what crosses goes through each
 codec that applies to it, and the rest of the model runs on what came back; the outputs are
 compared with the reference's. A lossless codec is checked to be lossless, value by value: its
-outputs are those of the chain, and nothing is run. Sums are kept, never outputs.
+outputs are those of the chain, and nothing is run. Sums are kept, never outputs. To codecs that
+refer to what was sent before, the samples are one sequence.
 
 Where a bundle has bounded divisions (lossy, ``--halo``), each is run as well, divided at its
 lowest, middle and highest bound; it goes by the name ``halo~ROWS`` in the place of a codec.
@@ -29,12 +30,16 @@ from typing import (
 
 import numpy as np
 
+from calibration.codec_ranges import codec_ranges, ranges_digest
 from calibration.metrics import Metric
 from calibration.quality import SPEC, CodecQuality, QualityTable
+from calibration.ranges import stored_ranges
 from calibration.samples import DataDigest, Samples
 from engines import codecs as registry
 from engines.bounded_runs import BoundedHeadRun, BoundedTailRun
 from engines.codecs import Codec, default_codec
+from engines.codecs.decoders import Decoders
+from engines.codecs.encoders import Encoders, ValueRange
 from engines.errors import CodecError, SourceError, SplitError
 from engines.manifest import Cut
 from engines.program import Program
@@ -77,6 +82,13 @@ class _Sum:
         self.bytes += size
 
 
+class _Ends(NamedTuple):
+    """What writes and what reads at one cut with one codec, sample after sample."""
+
+    encoders: Encoders
+    decoders: Decoders
+
+
 class _Coded(NamedTuple):
     """What crossed a cut.
 
@@ -89,16 +101,20 @@ class _Coded(NamedTuple):
     bytes: int
 
 
-def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec], List[str]]":
+def usable_codecs(
+    names: Optional[Collection[str]] = None, *, calibrated: bool = False
+) -> "Tuple[List[Codec], List[str]]":
     """Return the codecs that can be used here, and why others cannot.
 
     Args:
         names: Which of them; all by default.
+        calibrated: Whether there are calibrated ranges, for the codecs that write by those.
 
     Raises:
         CodecError: There is no codec of such a name.
     """
-    names_here = registry.CANDIDATES  # codecs with a quality at those that are tried
+    # Codecs with a quality at those that are tried.
+    names_here = (*registry.CANDIDATES, *(registry.CALIBRATED if calibrated else ()))
     known = {name.partition(":")[0] for name in names_here}
     unknown = sorted(name for name in names or () if name.partition(":")[0] not in known)
     if unknown:
@@ -117,6 +133,12 @@ def usable_codecs(names: Optional[Collection[str]] = None) -> "Tuple[List[Codec]
         base = name.partition(":")[0]
         if base in registry.NEEDS and base not in here:
             missing.append(f"codec {name}: left out: needs {registry.NEEDS[base]}")
+            continue
+        if name in registry.CALIBRATED and not calibrated:
+            missing.append(
+                f"codec {name}: left out: needs calibrated ranges; "
+                "run `split-bundle calibrate BUNDLE DATA`"
+            )
             continue
         try:
             codec = registry.open_codec(name)
@@ -161,9 +183,10 @@ def measure_quality(
     for cut_id in cuts or ():
         manifest.cut(cut_id)
     digest = DataDigest()
+    ranges = stored_ranges(program.bundle)
     done = 0
     with contextlib.closing(StripedProgram(program)) as forms:
-        budget = _Budget(forms, metric, codecs, cuts)
+        budget = _Budget(forms, metric, codecs, cuts, codec_ranges(ranges))
         for sample in samples:
             digest.add(sample.inputs)
             budget.add(sample.inputs, reference(sample.inputs))
@@ -180,6 +203,7 @@ def measure_quality(
         data=digest.hexdigest(),
         samples=done,
         rows=tuple(budget.rows(name)),
+        ranges=ranges_digest(ranges),
     )
 
 
@@ -192,7 +216,10 @@ class _Budget:
         metric: Metric,
         codecs: Collection[Codec],
         cuts: Optional[Collection[str]],
+        ranges: Mapping[Tuple[str, str], ValueRange],
     ) -> None:
+        self._ranges = ranges
+        self._ends: Dict[Key, _Ends] = {}
         self._forms = forms
         self._program = forms.program
         self._manifest = forms.manifest
@@ -244,7 +271,11 @@ class _Budget:
             key = (cut.index, codec.name)
             if key in self._unfit:
                 continue
-            coded = _through(codec, self._manifest.specs(cut.tensors), cut.id, env)
+            specs = self._manifest.specs(cut.tensors)
+            ends = self._ends.get(key)
+            if ends is None:
+                ends = self._ends[key] = _Ends(Encoders(self._ranges), Decoders())
+            coded = _through(codec.name, ends, specs, cut.id, env)
             if coded is None:
                 self._unfit.add(key)
                 self._sums.pop(key, None)
@@ -293,37 +324,52 @@ def pareto(points: "List[Tuple[float, float]]") -> List[int]:
 
 
 def _through(
-    codec: Codec, specs: Sequence[TensorSpec], cut: str, env: Mapping[str, Array]
+    name: str,
+    ends: _Ends,
+    specs: Sequence[TensorSpec],
+    cut: str,
+    env: Mapping[str, Array],
 ) -> Optional[_Coded]:
     """Send what crosses through a codec; none where it applies to nothing of it.
 
     Raises:
         SplitError: A codec that says that it is lossless changes values.
     """
-    if not any(codec.applies(spec) for spec in specs):
-        return None
     tensors: Dict[str, Array] = {}
     size = 0
-    for spec in specs:
-        chosen = codec if codec.applies(spec) else default_codec(spec)
-        try:
-            tensors[spec.name], taken = _round_trip(chosen, spec, env[spec.name])
-        except CodecError:  # values that this codec has no bytes for
+    with ends.encoders.message({spec.name: name for spec in specs}):
+        opened = {spec.name: ends.encoders.open(name, spec.name) for spec in specs}
+        fit = {
+            spec.name: codec
+            for spec in specs
+            for codec in (opened[spec.name],)
+            if codec is not None and codec.applies(spec)
+        }
+        if not fit:
             return None
-        size += taken
-        if chosen.lossless and not _same(tensors[spec.name], env[spec.name]):
-            raise SplitError(
-                f"codec {chosen.name}, cut {cut}: says that it is lossless, and changes "
-                f"{spec.name!r}; this is an error of the codec"
-            )
+        for spec in specs:
+            codec = fit.get(spec.name) or default_codec(spec)
+            decoder = ends.decoders.open(codec.wire_id, spec.name)
+            try:
+                tensors[spec.name], taken = _round_trip(codec, decoder, spec, env[spec.name])
+            except CodecError:  # values that this codec has no bytes for
+                return None
+            size += taken
+            if codec.lossless and not _same(tensors[spec.name], env[spec.name]):
+                raise SplitError(
+                    f"codec {codec.name}, cut {cut}: says that it is lossless, and changes "
+                    f"{spec.name!r}; this is an error of the codec"
+                )
     return _Coded(tensors, size)
 
 
-def _round_trip(codec: Codec, spec: TensorSpec, array: Array) -> "Tuple[Array, int]":
+def _round_trip(
+    codec: Codec, decoder: Codec, spec: TensorSpec, array: Array
+) -> "Tuple[Array, int]":
     scratch = memoryview(bytearray(codec.max_encoded_bytes(spec)))
     payload = codec.encode(np.ascontiguousarray(array).reshape(spec.shape), scratch)
     decoded = np.empty(spec.shape, spec.dtype)
-    codec.decode(payload, decoded)
+    decoder.decode(payload, decoded)
     return decoded, payload.nbytes
 
 

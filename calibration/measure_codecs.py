@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, cast
 
 import numpy as np
 
+from calibration.codec_ranges import open_encoders
 from calibration.codings import CodecCost
-from engines.codecs import Codec, codec_by_id, codec_names_here, open_codec
+from engines.codecs import Codec, codec_by_id, is_stream
+from engines.codecs.base import StreamCodec
 from engines.errors import CodecError
 from engines.manifest import Manifest
 from engines.program import Program
@@ -60,6 +62,10 @@ def measure_codecs(
 ) -> Tuple[CodecCost, ...]:
     """Time every codec that is installed on every tensor that it applies to.
 
+    Those by a calibrated range are tried where the bundle has one of the tensor. Codecs that refer
+    to what was sent before get the samples as one sequence, their first as one that refers to
+    nothing.
+
     Codec ``identity`` is no work, so it is not among them; nor is a codec that cannot encode one
     of the samples.
 
@@ -69,13 +75,18 @@ def measure_codecs(
         budget_s: Seconds for all of it; every codec and tensor gets an equal share, but no fewer
             than 3 runs.
         progress: Called with (pairs done, pairs in all).
+
+    Raises:
+        SplitError: The bundle's calibrated ranges cannot be used.
     """
     found = tensor_samples(program, samples)
+    encoders = open_encoders(program.bundle)
     pairs = [
-        (spec, open_codec(name))
+        (spec, codec)
         for spec in crossing_tensors(program.bundle.manifest)
-        for name in codec_names_here()
-        if name != "identity" and open_codec(name).applies(spec) and spec.nbytes
+        for name in encoders.names(spec.name)
+        for codec in (encoders.open(name, spec.name),)
+        if name != "identity" and codec is not None and codec.applies(spec) and spec.nbytes
     ]
     costs: List[CodecCost] = []
     for done, (spec, codec) in enumerate(pairs, 1):
@@ -92,14 +103,14 @@ def _measure(
 ) -> Optional[CodecCost]:
     scratch = np.empty(codec.max_encoded_bytes(spec), np.uint8).data
     out = np.empty(spec.shape, spec.dtype)
-    decoder = codec_by_id(codec.wire_id)
     encodes, decodes, sizes = [], [], []
     started = time.perf_counter()
     for run in range(_MOST_RUNS):
+        encoder, decoder = _ends(codec)
         for array in arrays:
             begin = time.perf_counter()
             try:
-                coded = codec.encode(array, scratch)
+                coded = encoder.encode(array, scratch)
             except CodecError:
                 return None
             between = time.perf_counter()
@@ -118,3 +129,11 @@ def _measure(
         encode_s=max(float(np.median(encodes)), _LEAST_S) / spec.nbytes,
         decode_s=max(float(np.median(decodes)), _LEAST_S) / spec.nbytes,
     )
+
+
+def _ends(codec: Codec) -> Tuple[Codec, Codec]:
+    """Return what encodes and what decodes a sequence."""
+    if not is_stream(codec.name):
+        return codec, codec_by_id(codec.wire_id)
+    opened = cast(StreamCodec, codec)
+    return opened.stream(), opened.stream()

@@ -13,6 +13,7 @@ import msgspec
 
 from calibration.records import read_record, write_record
 from engines.bundle import Bundle
+from engines.codecs import CALIBRATED
 from engines.errors import SplitError
 
 __all__ = [
@@ -64,6 +65,8 @@ class QualityTable(msgspec.Struct, frozen=True, kw_only=True):
         data: SHA-256 of the data; see ``calibration.samples``.
         samples: How many samples it has.
         rows: By cut and codec.
+        ranges: Digest of the calibrated ranges that codecs wrote by; nothing where there were
+            none. Errors of those codecs hold for these ranges only.
     """
 
     spec: int
@@ -74,6 +77,7 @@ class QualityTable(msgspec.Struct, frozen=True, kw_only=True):
     data: str
     samples: int
     rows: Tuple[CodecQuality, ...]
+    ranges: str = ""
 
     def error(self, cut: str, codec: str) -> Optional[float]:
         """Return the mean error of a codec at a cut; none where it was not measured."""
@@ -81,6 +85,24 @@ class QualityTable(msgspec.Struct, frozen=True, kw_only=True):
             if (row.cut, row.codec) == (cut, codec):
                 return row.error
         return None
+
+    def admitted(self, most: float, ranges: str) -> Tuple[Tuple[str, str], ...]:
+        """Return the pairs of cut and lossy codec whose mean error is at most ``most``.
+
+        Args:
+            most: What is allowed.
+            ranges: Digest of the calibrated ranges that would be used: where it is another one,
+                codecs that write by them are not among the pairs.
+        """
+        known = ranges == self.ranges
+        return tuple(
+            sorted(
+                (row.cut, row.codec)
+                for row in self.rows
+                if not row.lossless and row.error <= most
+                and (known or row.codec not in CALIBRATED)
+            )
+        )  # fmt: skip
 
 
 def quality_file(bundle: Bundle, metric: str) -> Path:

@@ -16,6 +16,7 @@ from calibration.error_budget import measure_quality, usable_codecs
 from calibration.metrics import METRICS, open_metric
 from calibration.quality import QualityTable, quality_file, write_quality
 from calibration.quality_page import Line, lines_of, render_page
+from calibration.ranges import stored_ranges
 from calibration.samples import open_samples
 from engines.backend import open_backend
 from engines.bundle import Bundle
@@ -123,8 +124,9 @@ def verify_quality(
         SplitError: The data, the metric, a codec or a bundle cannot be used.
     """
     metric = open_metric(options.metric)
-    codecs, missing = usable_codecs(options.codec)
     bundles = [bundle, *(Bundle.open(path) for path in options.also)]
+    calibrated = any(stored_ranges(one) is not None for one in bundles)
+    codecs, missing = usable_codecs(options.codec, calibrated=calibrated)
     reference = _reference(bundles, options.reference)
     _check_alike(reference, bundles)
     for line in missing:

@@ -14,7 +14,7 @@ from calibration.quality import CodecQuality, QualityTable
 from engines.errors import SplitError
 from engines.manifest import Manifest
 
-__all__ = ["Line", "lines_of", "render_page"]
+__all__ = ["Line", "lines_of", "quality_figure", "quality_row", "render_page"]
 
 _TEMPLATE = Path(__file__).with_name("quality.html.j2")
 
@@ -79,7 +79,7 @@ def render_page(
     lines = lines_of(tables, limit)
     manifest, table = tables[0]
     with mpl.rc_context({"svg.hashsalt": "splitrt", "font.size": 10, "svg.fonttype": "none"}):
-        figure = _figure(lines, table.metric, limit)
+        figure = quality_figure(lines, table.metric, limit)
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text: str = page.render(
@@ -90,13 +90,14 @@ def render_page(
         reference=table.reference[:12],
         limit=limit,
         over=sum(1 for line in lines if line.over),
-        lines=[_plain(line) for line in lines],
+        lines=[quality_row(line) for line in lines],
         svg=jinja2.filters.Markup(figure),
     )
     return text
 
 
-def _plain(line: Line) -> Dict[str, Any]:
+def quality_row(line: Line) -> Dict[str, Any]:
+    """Return a row as text."""
     row = line.quality
     return {
         "precision": line.precision,
@@ -111,8 +112,8 @@ def _plain(line: Line) -> Dict[str, Any]:
     }
 
 
-def _figure(lines: List[Line], metric: str, limit: Optional[float]) -> str:
-    """Draw every row as a point, one colour a codec and one mark a precision."""
+def quality_figure(lines: Sequence[Line], metric: str, limit: Optional[float] = None) -> str:
+    """Draw every row as a point, one colour a codec and one mark a precision; as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.4), layout="constrained")

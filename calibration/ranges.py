@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.records import read_record, write_record
 from engines.bundle import Bundle
+from engines.codecs import METHODS
 from engines.errors import SplitError
 
 __all__ = [
@@ -40,9 +41,6 @@ SPEC = 1
 """Version of the records' schema; another one is refused."""
 
 RANGES_FILE = "ranges.json"
-
-METHODS = ("minmax", "percentile", "mse")
-"""How a threshold is chosen: nothing is clipped, 0.01% is, or what has the least squared error."""
 
 LEVELS = 127
 """Largest code: symmetric int8 leaves -128 out, so that codes and their negatives are alike."""

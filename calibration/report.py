@@ -9,17 +9,23 @@ from __future__ import annotations
 import io
 from collections import Counter
 from pathlib import Path
-from typing import AbstractSet, Any, Dict, List, Optional, Sequence
+from types import MappingProxyType
+from typing import AbstractSet, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
 from calibration import modes
-from calibration.choices import Choices, Stretch, choices, mbps, verdict
+from calibration.choices import Choices, Stretch, choices, codec_names, mbps, verdict
+from calibration.codings import CodecOffer, Codings
 from calibration.energy import StatePower
+from calibration.latency_table import LatencyTable
 from calibration.plans import bounded_plans
 from calibration.predictor import CutCosts, cut_costs
 from calibration.prepared import PreparedPlans
+from calibration.quality import QualityTable
+from calibration.quality_page import lines_of, quality_figure, quality_row
 from calibration.segment_times import SegmentTimes, estimated_times
+from engines.codecs import CODECS
 from engines.errors import SplitError
 from engines.manifest import Estimate, Manifest
 from engines.stripes import MAX_STRIPES, Striping, even_bounds
@@ -39,19 +45,28 @@ def render_report(
     estimates: Optional[Dict[str, Estimate]] = None,
     rtt_s: float = RTT_S,
     power: StatePower = StatePower(),
+    tables: Mapping[str, LatencyTable] = MappingProxyType({}),
+    quality: Optional[QualityTable] = None,
+    admitted: Tuple[Tuple[str, str], ...] = (),
 ) -> str:
     """Return the page.
+
+    Cuts and plans are prepared as the runtime does: with the codecs that the robot's table has
+    the costs of, where there is one.
 
     Args:
         manifest: The bundle's manifest; its digests are not used.
         estimates: Times of ``robot`` and ``server``; those of the manifest by default.
         rtt_s: Round trip in seconds.
         power: The robot's power by state.
+        tables: Measured tables of ``robot`` and ``server``, which count before ``estimates``.
+        quality: Errors of codecs, to be shown.
+        admitted: Pairs of a cut's id and a lossy codec that may be used there.
 
     Raises:
         SplitError: The manifest has no estimates, or a package is missing.
     """
-    sides = estimates or manifest.estimates
+    sides = {**(estimates or manifest.estimates), **{k: _measured(t) for k, t in tables.items()}}
     if not {"robot", "server"} <= set(sides):
         raise SplitError(f"bundle {manifest.name!r}: no times of robot and server to report on")
     try:
@@ -64,9 +79,14 @@ def render_report(
     robot, server = sides["robot"], sides["server"]
     times = (robot.segments_s, server.segments_s)
     robot_times, server_times = (
-        estimated_times(manifest, SegmentTimes(segments_s)) for segments_s in times
+        estimated_times(
+            manifest,
+            tables[side].times() if side in tables else SegmentTimes(sides[side].segments_s),
+        )
+        for side in ("robot", "server")
     )
-    plans = PreparedPlans(manifest, robot_times, server_times, power)
+    codings = _codings(manifest, tables, admitted)
+    plans = PreparedPlans(manifest, robot_times, server_times, power, codings=codings)
     latency = choices(manifest, plans, rtt_s=rtt_s)
     energy = choices(manifest, plans, rtt_s=rtt_s, objective="energy")
     costs = cut_costs(manifest, *times)
@@ -90,7 +110,9 @@ def render_report(
             found = modes.bounded_gains(
                 manifest,
                 plans,
-                PreparedPlans(manifest, robot_times, server_times, power, plans=lossy),
+                PreparedPlans(
+                    manifest, robot_times, server_times, power, plans=lossy, codings=codings
+                ),
                 rtt_s=rtt_s,
             )
             stripes["bounded"] = _bounded_rows(manifest, manifest.striping, found)
@@ -103,6 +125,7 @@ def render_report(
             "energy_svg": _goodput_figure(manifest, energy, best),
             "depth_svg": _depth_figure(costs),
         }
+        codecs = None if quality is None else _codec_table(manifest, quality, set(admitted))
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     text: str = page.render(
@@ -114,25 +137,85 @@ def render_report(
         weights=_bytes(manifest.files[manifest.weights].bytes) if manifest.weights else "inline",
         max_error=f"{manifest.parity.max_error:.1e}",
         compared_with=manifest.parity.compared_with,
-        caveat=_caveat(sides, rtt_s, striped=manifest.striping is not None),
+        caveat=_caveat(sides, rtt_s, codings, striped=manifest.striping is not None),
         latency_rows=[_row(manifest, stretch) for stretch in latency.stretches],
         energy_rows=[_row(manifest, stretch) for stretch in energy.stretches],
         cuts=_cut_rows(manifest, costs, best),
         refused=_refused_rows(manifest),
         stripes=stripes,
+        codecs=codecs,
         **{name: jinja2.filters.Markup(svg) for name, svg in figures.items()},
     )
     return text
 
 
-def _caveat(sides: Dict[str, Estimate], rtt_s: float, *, striped: bool) -> str:
+def _measured(table: LatencyTable) -> Estimate:
+    return Estimate(
+        device=str(table.fingerprint), source="measured", segments_s=table.times().segments_s
+    )
+
+
+def _codings(
+    manifest: Manifest, tables: Mapping[str, LatencyTable], admitted: Tuple[Tuple[str, str], ...]
+) -> Optional[Codings]:
+    """Return what codecs cost, both ends taken to have them all; none where that is not known."""
+    robot, server = tables.get("robot"), tables.get("server")
+    if robot is None or not robot.codecs:
+        return None
+    offer = CodecOffer(
+        usable=tuple(name for name, _ in CODECS.values()),
+        robot=robot.codecs,
+        server=() if server is None else server.codecs,
+        admitted=admitted,
+    )
+    return Codings(manifest, offer)
+
+
+def _codec_table(
+    manifest: Manifest, quality: QualityTable, admitted: AbstractSet[Tuple[str, str]]
+) -> Dict[str, Any]:
+    """Return the picture of bytes against error, and the rows that are on its front."""
+    import jinja2
+
+    lines = lines_of([(manifest, quality)])
+    shown = [line for line in lines if line.best]
+    return {
+        "metric": quality.metric,
+        "samples": quality.samples,
+        "count": len(lines),
+        "svg": jinja2.filters.Markup(quality_figure(lines, quality.metric)),
+        "rows": [
+            {
+                **quality_row(line),
+                "used": line.quality.lossless
+                or (line.quality.cut, line.quality.codec) in admitted,
+            }
+            for line in sorted(shown, key=lambda line: line.quality.bytes)
+        ],
+    }
+
+
+def _caveat(
+    sides: Dict[str, Estimate], rtt_s: float, codings: Optional[Codings], *, striped: bool
+) -> str:
     guessed = [name for name in ("robot", "server") if sides[name].source == "roofline"]
     plans = "Serial and striped plans" if striped else "Serial plans"
     text = (
         f"{plans}, a round trip of {rtt_s * 1e3:g} ms, a link that carries one direction at "
-        "a time. Tensors cross as they are (booleans as bits): an image codec would move the "
-        "whole frame in fewer bytes, and is the rival to beat. "
+        "a time. "
     )
+    if codings is None:
+        text += (
+            "Tensors cross as they are (booleans as bits): an image codec would move the "
+            "whole frame in fewer bytes, and is the rival to beat. `split-bundle report "
+            "--robot-table FILE` counts the codecs that `runtime profile` measured. "
+        )
+    else:
+        lossy = sorted({codec for _, codec in codings.offer.admitted})
+        text += (
+            "Tensors cross by what codecs are the best there, their work at both ends counted as "
+            f"measured{'' if not lossy else ', lossy ones among them: ' + ', '.join(lossy)}. "
+        )
     if guessed:
         text += (
             f"Times of the {' and the '.join(guessed)} are estimated from the device's data sheet "
@@ -154,10 +237,14 @@ def _label(manifest: Manifest, index: int) -> str:
     return f"cut {cut.id}" if cut.robot_segments else "server alone"
 
 
+def _coded(label: str, codecs: Sequence[str]) -> str:
+    return f"{label}, {', '.join(codecs)}" if codecs else label
+
+
 def _row(manifest: Manifest, stretch: Stretch) -> Dict[str, str]:
     return {
         "range": f"{mbps(stretch.low_bps)} to {mbps(stretch.high_bps)}",
-        "best": _label(manifest, stretch.cut),
+        "best": _coded(_label(manifest, stretch.cut), stretch.codecs),
         "second": _label(manifest, stretch.runner_up),
         "margin": f"{100 * stretch.margin:.1f}%",
         "gain": f"{100 * stretch.gain:.1f}%",
@@ -199,7 +286,9 @@ def _mode_rows(manifest: Manifest, found: modes.ModeChoices) -> List[Dict[str, s
     return [
         {
             "range": f"{mbps(stretch.low_bps)} to {mbps(stretch.high_bps)}",
-            "best": modes.choice_text(manifest, stretch.choice),
+            "best": _coded(
+                modes.choice_text(manifest, stretch.choice), codec_names(stretch.choice)
+            ),
             "gain": f"{100 * stretch.gain:.1f}%",
             "serial_gain": f"{100 * stretch.serial_gain:.1f}%",
             "at": mbps(stretch.at_bps),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Dict, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Mapping, Optional, Tuple
 
+from calibration.codec_ranges import codec_ranges, ranges_digest
 from calibration.codings import CodecOffer
 from calibration.quality import stored_quality
+from calibration.ranges import stored_ranges
 from engines.bundle import Bundle
-from engines.codecs import CODECS, NEEDS, codec_ids_here, open_codec
+from engines.codecs import CALIBRATED, CODECS, NEEDS, codec_ids_here, extra_of, open_codec
+from engines.codecs.encoders import NO_RANGES, ValueRange
 from engines.errors import CodecError
 from runtime.wire import Table
 
@@ -27,10 +30,14 @@ class CodecPolicy:
     Attributes:
         name: ``auto``, ``none``, or a codec's name.
         admitted: Pairs of a cut's id and a lossy codec whose measured error there is allowed.
+        ranges: Calibrated ranges by tensor and codec, where one of those codecs is admitted.
     """
 
     name: str = "auto"
     admitted: Tuple[Tuple[str, str], ...] = ()
+    ranges: Mapping[Tuple[str, str], ValueRange] = field(
+        default_factory=lambda: NO_RANGES, compare=False
+    )
 
     def offer(self, robot: Table, server: Table) -> Optional[CodecOffer]:
         """Return the codecs that a pair of devices has; none where there is nothing to choose."""
@@ -62,14 +69,14 @@ def open_policy(codec: str, bundle: Bundle, allow_lossy: Optional[float] = None)
 
     Raises:
         CodecError: No such codec, or one that may not be used.
-        SplitError: The measured errors cannot be read.
+        SplitError: The measured errors, or the calibrated ranges, cannot be read.
     """
     name = codec if codec in ("auto", "none") else open_codec(codec).name
     base = name.partition(":")[0]
     if base in NEEDS and open_codec(name).wire_id not in codec_ids_here():
         raise CodecError(
             f"codec {name!r} needs {NEEDS[base]}, which is not installed; "
-            "pip install 'splitrt[codecs]'"
+            f"pip install 'splitrt[{extra_of(base)}]'"
         )
     lossy = name not in ("auto", "none") and not open_codec(name).lossless
     if allow_lossy is None:
@@ -87,15 +94,19 @@ def open_policy(codec: str, bundle: Bundle, allow_lossy: Optional[float] = None)
             f"no error of lossy codecs was measured of bundle {bundle.manifest.name!r}; "
             "run `split-bundle verify BUNDLE --data DATA` first"
         )
-    errors: Dict[Tuple[str, str], float] = {
-        (row.cut, row.codec): row.error for row in table.rows if not row.lossless
-    }
-    admitted = tuple(sorted(pair for pair, error in errors.items() if error <= allow_lossy))
+    found = stored_ranges(bundle)
+    admitted = table.admitted(allow_lossy, ranges_digest(found))
     if lossy and not any(pair[1] == name for pair in admitted):
-        known = [error for pair, error in errors.items() if pair[1] == name]
+        if name in CALIBRATED and ranges_digest(found) != table.ranges:
+            raise CodecError(
+                f"codec {name!r}: the bundle was calibrated again since its errors were "
+                "measured; run `split-bundle verify BUNDLE --data DATA` again"
+            )
+        known = [row.error for row in table.rows if row.codec == name]
         least = f"{min(known):g} ({table.metric}) at best" if known else "nothing measured"
         raise CodecError(
             f"codec {name!r}: expected an error of at most {allow_lossy:g} at some cut, "
             f"given {least}; allow more, or name another codec"
         )
-    return CodecPolicy(name, admitted)
+    by_range = any(codec in CALIBRATED for _, codec in admitted)
+    return CodecPolicy(name, admitted, codec_ranges(found) if by_range else NO_RANGES)

@@ -37,7 +37,7 @@ _NEEDED = ("numpy", "msgspec", "click", "rich")
 _OPTIONAL = {
     "Pillow": "images as a source, coded pictures: pip install 'splitrt[codecs]'",
     "blosc2": "compressed tensors on the link: pip install 'splitrt[codecs]'",
-    "av": "videos and cameras as a source: pip install 'splitrt[video]'",
+    "av": "videos and cameras as a source, codec video: pip install 'splitrt[video]'",
     "nvidia-ml-py": "energy of an NVIDIA GPU: pip install 'splitrt[power]'",
     "asyncssh": "split-deploy to user@robot: pip install 'splitrt[deploy]'",
     "torch": "compiling models: pip install 'splitrt[compile]'",

@@ -22,6 +22,7 @@ import threading
 import time
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
+from engines.codecs.encoders import NO_RANGES, Encoders, ValueRange
 from engines.errors import (
     CodecError,
     DeadlineError,
@@ -31,7 +32,7 @@ from engines.errors import (
 )
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, returned, sent
-from engines.tensors import Array
+from engines.tensors import Array, TensorSpec
 from runtime.estimator import LinkEstimate, LinkEstimator
 from runtime.evidence import Connected, Lost, QueueTime, RoundTrip, Transfer
 from runtime.handshake import HANDSHAKE_S, shake_hands
@@ -115,6 +116,7 @@ class Link:
         manifest: The bundle's manifest.
         digest: The bundle's digest; the server must have the same bundle.
         table: The robot's latency table, told to the server.
+        ranges: Calibrated ranges by tensor and codec, for the codecs that write by those.
     """
 
     def __init__(
@@ -125,7 +127,10 @@ class Link:
         manifest: Manifest,
         digest: str,
         table: Optional[Table] = None,
+        ranges: Mapping[Tuple[str, str], ValueRange] = NO_RANGES,
     ) -> None:
+        self._ranges = ranges
+        self._encoders = Encoders(ranges)
         self.estimator = LinkEstimator()
         self._budget = ProbeBudget(HEADER_BYTES)
         self.server_table: Optional[Table] = None
@@ -202,9 +207,14 @@ class Link:
         """
         specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
         codecs = self._known(codecs)
-        parts, payload = pack_tensors(specs, tensors, codecs)
-        request = self.begin(cut_index, codecs=codecs)
-        self._write(request, 0, parts, payload, deadline=deadline)
+        encoders = self._encoders
+        with encoders.message(codecs, timeout_s=deadline.remaining_s()):
+            parts, payload = pack_tensors(specs, tensors, codecs, encoders)
+            request = self.begin(cut_index, codecs=codecs)
+            if self._encoders is not encoders:  # coded for a connection that is no more
+                self._forget(request.number)
+                raise LinkError("the connection was made anew")
+            self._write(request, 0, parts, payload, deadline=deadline)
         return request
 
     def begin(
@@ -258,16 +268,30 @@ class Link:
         if request.over:
             return
         begin = time.monotonic()
-        if request.plan is None:
-            specs = self._manifest.specs(self._manifest.cuts[request.cut].tensors)
-        else:
-            specs = sent(request.plan, self._manifest, stripe)
-        parts, payload = pack_tensors(specs, tensors, request.codecs)
+        encoders = self._encoders
         try:
-            self._write(request, stripe, parts, payload, deadline=Deadline(None))
+            if request.plan is not None:
+                encoders.restart()
+                specs = sent(request.plan, self._manifest, stripe)
+                self._code_and_write(request, stripe, specs, tensors, encoders)
+            else:
+                specs = self._manifest.specs(self._manifest.cuts[request.cut].tensors)
+                with encoders.message(request.codecs):
+                    self._code_and_write(request, stripe, specs, tensors, encoders)
         except LinkError as exc:
             logger.debug("stripe %d not sent: %s", stripe, exc)
         request.sending_s += time.monotonic() - begin
+
+    def _code_and_write(
+        self,
+        request: Request,
+        stripe: int,
+        specs: Sequence[TensorSpec],
+        tensors: Mapping[str, Array],
+        encoders: Encoders,
+    ) -> None:
+        parts, payload = pack_tensors(specs, tensors, request.codecs, encoders)
+        self._write(request, stripe, parts, payload, deadline=Deadline(None))
 
     def cancel(self, request: Request) -> None:
         """Tell the server that a request is not waited for any more.
@@ -332,6 +356,8 @@ class Link:
     ) -> None:
         """Write one message of a request; the request fails with it."""
         first = request.unsent == request.stripes
+        if first:
+            request.begin_s = time.monotonic()  # coding is not the link's time
         meta = Infer(parts, request.plan, request.wishes) if first else Infer(parts)
         size = sum(view.nbytes for view in payload)
         # Counted before: the answer may be quicker than the return from the last write.
@@ -433,6 +459,7 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
+            self._encoders = Encoders(self._ranges)
         # Whatever the last connection's was: this one may lead another way.
         self.estimator.take(Connected(time.monotonic()))
         self.estimator.take(RoundTrip(time.monotonic(), greeted_s))
@@ -454,6 +481,7 @@ class Link:
             assert isinstance(message.meta, Error)  # as decoded for this kind
             if not number:
                 raise LinkError(f"the server gave up: {message.meta.message}")
+            self._encoders.restart()  # it may be for want of a frame that the next refers to
             failed = self._forget(number)
             if failed is not None:
                 failed.settle(None, LinkError(f"the server failed: {message.meta.message}"))

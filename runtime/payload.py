@@ -10,6 +10,8 @@ from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 
 from engines.codecs import Codec, codec_by_id, codec_ids_here, default_codec, open_codec
+from engines.codecs.decoders import Decoders
+from engines.codecs.encoders import Encoders
 from engines.errors import CodecError, RemoteProtocolError
 from engines.tensors import Array, TensorSpec
 from runtime.transport import Deadline, Stream
@@ -17,6 +19,7 @@ from runtime.wire import Part
 
 __all__ = [
     "NO_CODECS",
+    "UNCALIBRATED",
     "Clock",
     "check_parts",
     "known_codecs",
@@ -29,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 NO_CODECS: Mapping[str, str] = MappingProxyType({})
 """Every tensor by its default codec."""
+
+UNCALIBRATED = Encoders()
+"""Opens codecs where nothing is known of the tensors, and for no connection: without streams."""
 
 IDENTITY = 0
 """Wire id of the codec whose bytes are the array's own: read without a copy."""
@@ -45,6 +51,7 @@ def pack_tensors(
     specs: Sequence[TensorSpec],
     tensors: Mapping[str, Array],
     codecs: Mapping[str, str] = NO_CODECS,
+    encoders: Encoders = UNCALIBRATED,
 ) -> Tuple[Tuple[Part, ...], List[memoryview]]:
     """Encode tensors.
 
@@ -53,6 +60,7 @@ def pack_tensors(
         tensors: Arrays by name; left alone until the buffers are written.
         codecs: Names of codecs by tensor. A tensor without one, or to which its codec does not
             apply, has its default codec; so has one whose values its codec cannot encode.
+        encoders: What opens them.
 
     Returns:
         How each tensor is coded, and its bytes: a buffer a tensor.
@@ -61,7 +69,7 @@ def pack_tensors(
     buffers: List[memoryview] = []
     for spec in specs:
         array = np.ascontiguousarray(tensors[spec.name])
-        codec, coded = _coded(spec, array, codecs.get(spec.name))
+        codec, coded = _coded(spec, array, codecs.get(spec.name), encoders)
         parts.append(Part(codec.wire_id, coded.nbytes))
         buffers.append(coded)
     return tuple(parts), buffers
@@ -88,12 +96,15 @@ def _is_here(name: str) -> bool:
         return False
 
 
-def _coded(spec: TensorSpec, array: Array, name: Optional[str]) -> Tuple[Codec, memoryview]:
+def _coded(
+    spec: TensorSpec, array: Array, name: Optional[str], encoders: Encoders
+) -> Tuple[Codec, memoryview]:
     usual = default_codec(spec)
-    codec = usual if name is None else open_codec(name)
-    if codec is not usual and codec.applies(spec):
+    if name is not None and name != usual.name:
         try:
-            return codec, _encoded(codec, spec, array)
+            codec = encoders.open(name, spec.name)
+            if codec is not None and codec.applies(spec):
+                return codec, _encoded(codec, spec, array)
         except CodecError as exc:
             logger.debug("tensor %r as %s: %s", spec.name, usual.name, exc)
     return usual, _encoded(usual, spec, array)
@@ -135,6 +146,7 @@ def read_tensors(
     deadline: Deadline,
     stall_s: float,
     clock: Optional[Clock] = None,
+    decoders: Optional[Decoders] = None,
 ) -> Dict[str, Array]:
     """Read a payload into new arrays, those of codec ``identity`` without a copy.
 
@@ -145,6 +157,7 @@ def read_tensors(
         deadline: When all must be there.
         stall_s: Longest wait for the next byte.
         clock: Told how long decoding takes.
+        decoders: What the connection's streams have come to; none where it has none.
 
     Raises:
         LinkError: The connection broke.
@@ -164,7 +177,12 @@ def read_tensors(
             stream.read_into(coded, deadline=deadline, stall_s=stall_s)
             begin = time.perf_counter()
             try:
-                codec_by_id(part.codec).decode(coded, array)
+                codec = (
+                    codec_by_id(part.codec)
+                    if decoders is None
+                    else decoders.open(part.codec, spec.name)
+                )
+                codec.decode(coded, array)
             except CodecError as exc:
                 wrong.append(f"tensor {spec.name!r}: {exc}")
             if clock is not None:

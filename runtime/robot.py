@@ -558,6 +558,7 @@ class Robot:
             manifest=self.bundle.manifest,
             digest=self.bundle.digest,
             table=msgspec.structs.replace(self._table, codecs=()),  # the server does not choose
+            ranges=self._policy.ranges,
         )
         if not link.wait_settled(_CONNECT_S):
             fatal = link.fatal

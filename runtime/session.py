@@ -4,7 +4,8 @@
    requests. A request's cut fixes the tensors it may carry; their sizes are checked before
    anything is allocated. At most ``PENDING`` requests of one robot are held at a time: the
    reader stops reading until an answer has left, and TCP slows the robot down. A request with a
-   plan comes in several messages, counts once, and has a state of its own.
+   plan comes in several messages, counts once, and has a state of its own. Payloads are decoded
+   as they come, cancelled or not: codecs with streams need every frame before.
 2. The scheduler's thread computes. It hands the answer to the session's writer and goes on, so
    a robot that reads slowly holds up nobody else.
 3. The writer sends answers. A robot that takes none for ``STALL_S`` is disconnected.
@@ -19,6 +20,7 @@ import time
 from functools import partial
 from typing import Dict, List, Mapping, NamedTuple, Optional, Tuple, Union
 
+from engines.codecs.decoders import Decoders
 from engines.errors import CodecError, EngineError, LinkError, RemoteProtocolError, SplitError
 from engines.manifest import Cut
 from engines.program import Program
@@ -103,6 +105,7 @@ class Session:
         self._jobs: Dict[int, Union[Job, StripedRequest]] = {}
         self._jobs_lock = threading.Lock()
         self._answers: "queue.Queue[Optional[_Answer]]" = queue.Queue()
+        self._decoders = Decoders()  # the reader's
         self._preparing = 0
         self._closed = False
         self._ending = False
@@ -302,6 +305,7 @@ class Session:
                 deadline=Deadline(PAYLOAD_S),
                 stall_s=STALL_S,
                 clock=clock,
+                decoders=self._decoders,
             )
         except CodecError as exc:
             error = exc

@@ -6,7 +6,8 @@ What crosses each cut comes from a real photograph. The KAPAO-like network has r
 that the sizes of its activations (not of its picture) say little of a trained one; its lines are
 marked so. Times are medians on one core. The error of a lossy codec is twofold: of what crosses,
 the root mean square over that of the values; and of the model's outputs, the largest change over
-the largest value, the tail being run on what was decoded.
+the largest value, the tail being run on what was decoded. A bundle that was calibrated has its
+codecs by calibrated ranges too.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from record_activations import sample_inputs
 from rich.console import Console
 from rich.table import Table
 
+from calibration.codec_ranges import open_encoders
 from calibration.codings import CodecCost
 from calibration.measure_codecs import measure_codecs
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
-from engines.codecs import codec_by_id, codec_names_here, default_codec, open_codec
+from engines.codecs import CALIBRATED, codec_by_id, codec_names_here, default_codec, open_codec
+from engines.codecs.encoders import Encoders
 from engines.errors import BundleError, CodecError
 from engines.program import Program
 from engines.tensors import Array, TensorSpec
@@ -74,6 +77,7 @@ def lines(program: Program, inputs: dict[str, Array], *, random: bool) -> list[L
         (cost.tensor, cost.codec): cost
         for cost in measure_codecs(program, [inputs], budget_s=40.0)
     }
+    encoders = open_encoders(program.bundle)
     found: list[Line] = []
     env: dict[str, Array] = dict(inputs)
     for cut in manifest.cuts[:-1]:
@@ -82,7 +86,7 @@ def lines(program: Program, inputs: dict[str, Array], *, random: bool) -> list[L
         env = program.run(inputs, 0, cut.index)
         right = program.run(env, cut.index, program.last)
         specs = manifest.specs(cut.tensors)
-        for name in codec_names_here():
+        for name in (*codec_names_here(), *CALIBRATED):
             if name != "identity" and not any((s.name, name) in costs for s in specs):
                 continue
             arrays = {s.name: env[s.name] for s in specs}
@@ -90,7 +94,7 @@ def lines(program: Program, inputs: dict[str, Array], *, random: bool) -> list[L
             codec = open_codec(name)
             error = output_error = 0.0
             if not codec.lossless:
-                coded = {s.name: _again(s, arrays[s.name], name) for s in specs}
+                coded = {s.name: _again(s, arrays[s.name], name, encoders) for s in specs}
                 error = _relative(arrays, coded)
                 outputs = program.run({**env, **coded}, cut.index, program.last)
                 output_error = _largest(right, outputs, [s.name for s in manifest.outputs])
@@ -127,10 +131,10 @@ def _total(
     return size, encode_s, decode_s
 
 
-def _again(spec: TensorSpec, array: Array, name: str) -> Array:
+def _again(spec: TensorSpec, array: Array, name: str, encoders: Encoders) -> Array:
     """Return an array as it comes out of a codec."""
-    codec = open_codec(name)
-    if not codec.applies(spec):
+    codec = encoders.open(name, spec.name)
+    if codec is None or not codec.applies(spec):
         return array
     try:
         scratch = np.empty(codec.max_encoded_bytes(spec), np.uint8).data

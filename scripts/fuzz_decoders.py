@@ -28,12 +28,13 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
 
-from engines.codecs import NEEDS, Codec, codec_names_here, open_codec
+from engines.codecs import NEEDS, Codec, codec_names_here, is_stream, open_codec
+from engines.codecs.base import StreamCodec
 from engines.errors import CodecError
 from engines.tensors import DTYPES, TensorSpec
 
@@ -99,9 +100,39 @@ class Guarded:
 class Case:
     """A codec and a tensor for it, with valid encodings."""
 
-    codec: Codec
+    codec: Codec | Following
     spec: TensorSpec
     seeds: tuple[bytes, ...]
+
+
+class Following:
+    """A stream after its first frame: decodes what comes then, and one more after that.
+
+    Args:
+        codec: Of the stream.
+        first: The frame before.
+        last: The frame behind.
+    """
+
+    def __init__(self, codec: StreamCodec, first: bytes, last: bytes) -> None:
+        self.name = codec.name
+        self._codec = codec
+        self._first = first
+        self._last = last
+
+    def decode(self, payload: memoryview, out: np.ndarray) -> None:
+        """Decode a second frame into ``out``, and a third one where that is taken."""
+        stream = self._codec.stream()
+        stream.decode(memoryview(self._first), out)
+        stream.decode(payload, out)
+        stream.decode(memoryview(self._last), np.empty_like(out))
+
+
+def _following(codec: StreamCodec, spec: TensorSpec) -> Case:
+    """Return a case of frames that refer to others."""
+    stream = codec.stream()
+    frames = [_encoded(stream, spec, np.roll(_smooth(spec), 5 * n)) or b"" for n in range(3)]
+    return Case(Following(codec, frames[0], frames[2]), spec, (frames[1],))
 
 
 def cases() -> list[Case]:
@@ -117,6 +148,8 @@ def cases() -> list[Case]:
                 arrays = (_noise(rng, spec), _smooth(spec), _grid(rng, spec))
                 seeds = tuple(filter(None, (_encoded(codec, spec, a) for a in arrays)))
                 found.append(Case(codec, spec, seeds or (b"",)))
+                if is_stream(name):
+                    found.append(_following(cast(StreamCodec, codec), spec))
     return found
 
 

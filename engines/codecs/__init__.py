@@ -5,7 +5,12 @@ write ``engines/codecs/<name>.py``, document its bytes there, and add a line to 
 
 What a decoder needs beyond dtype and shape (scales, sizes) is in the coded bytes themselves, so
 that the two ends need not agree on anything else. The quality of a lossy picture is the sender's
-business: ``jpeg:80`` is codec ``jpeg`` written at quality 80, and any ``jpeg`` reads it.
+business: ``jpeg:80`` is codec ``jpeg`` written at quality 80, and any ``jpeg`` reads it. So are
+calibrated ranges: ``int8:mse`` is codec ``int8`` written by the range that calibration chose for
+the tensor.
+
+The two ends of a connection open codecs by ``encoders.Encoders`` and ``decoders.Decoders``: those
+know the calibrated ranges, and keep the streams of codecs that refer to what was sent before.
 """
 
 from __future__ import annotations
@@ -22,14 +27,19 @@ from engines.errors import CodecError
 from engines.tensors import TensorSpec
 
 __all__ = [
+    "CALIBRATED",
     "CANDIDATES",
     "CODECS",
+    "METHODS",
     "NEEDS",
+    "STREAMS",
     "Codec",
     "codec_by_id",
     "codec_ids_here",
     "codec_names_here",
     "default_codec",
+    "extra_of",
+    "is_stream",
     "open_codec",
     "preload_codecs",
 ]
@@ -48,6 +58,7 @@ CODECS: Dict[int, Tuple[str, str]] = {
     10: ("webp", "engines.codecs.webp:WebpCodec"),
     11: ("runs", "engines.codecs.runs:RunsCodec"),
     12: ("bitpack-zstd", "engines.codecs.bitpack_zstd:BitpackZstdCodec"),
+    13: ("video", "engines.codecs.video:VideoCodec"),
 }
 """Wire id -> name and ``module:Class``; imported only when it is asked for."""
 
@@ -59,10 +70,18 @@ NEEDS: Dict[str, str] = {
     "webp-lossless": "PIL",
     "jpeg": "PIL",
     "webp": "PIL",
+    "video": "av",
 }
-"""Codec -> the module that it cannot do without; those of extra ``codecs``."""
+"""Codec -> the module that it cannot do without; see :func:`extra_of`."""
 
-_QUALITIES: Dict[str, Tuple[int, ...]] = {"jpeg": (75, 90, 95), "webp": (75, 90)}
+STREAMS = ("video",)
+"""Codecs that refer to what was sent before, where they have a stream (``base.StreamCodec``)."""
+
+_QUALITIES: Dict[str, Tuple[int, ...]] = {
+    "jpeg": (75, 90, 95),
+    "webp": (75, 90),
+    "video": (60, 85),
+}
 """Qualities that are measured, of the codecs that have one."""
 
 CANDIDATES: Tuple[str, ...] = tuple(
@@ -70,7 +89,16 @@ CANDIDATES: Tuple[str, ...] = tuple(
     for name, _ in CODECS.values()
     for quality in _QUALITIES.get(name, (None,))
 )
-"""Every codec that is measured and may be chosen, by the name that :func:`open_codec` takes."""
+"""Codecs that are measured and may be chosen, by the name that :func:`open_codec` takes."""
+
+METHODS: Tuple[str, ...] = ("minmax", "percentile", "mse")
+"""How calibration chooses a range: nothing is clipped, 0.01% is, or what has the least squared
+error."""
+
+_BY_RANGE = ("int8", "int8-channel", "int8-zstd")
+
+CALIBRATED: Tuple[str, ...] = tuple(f"{name}:{method}" for name in _BY_RANGE for method in METHODS)
+"""What may be chosen beside those for a tensor that was calibrated."""
 
 
 @lru_cache(maxsize=None)
@@ -94,6 +122,8 @@ def codec_by_id(wire_id: int) -> Codec:
 def open_codec(name: str) -> Codec:
     """Return the codec called ``name``, or ``name:quality`` where it has a quality.
 
+    One of :data:`CALIBRATED` has no range yet, so that it encodes nothing.
+
     Raises:
         CodecError: No codec has this name, or not this quality.
     """
@@ -103,6 +133,11 @@ def open_codec(name: str) -> Codec:
             continue
         if not colon:
             return codec_by_id(wire_id)
+        if base in _BY_RANGE:
+            if quality not in METHODS:
+                raise CodecError(f"codec {name!r}: expected one of {', '.join(METHODS)}")
+            calibrated: Codec = _factory(where)(wire_id, quality)
+            return calibrated
         if base not in _QUALITIES:
             raise CodecError(f"codec {name!r}: {base} has no quality")
         if not (quality.isascii() and quality.isdigit() and 1 <= int(quality) <= 100):
@@ -140,6 +175,16 @@ def preload_codecs() -> None:
         codec, spec = open_codec(name), TensorSpec("", "uint8", array.shape)
         if codec.applies(spec):
             codec.encode(array, np.empty(codec.max_encoded_bytes(spec), np.uint8).data)
+
+
+def is_stream(name: str) -> bool:
+    """Whether a codec refers to what was sent before."""
+    return name.partition(":")[0] in STREAMS
+
+
+def extra_of(name: str) -> str:
+    """Return the extra of ``splitrt`` that brings what a codec needs."""
+    return "video" if NEEDS.get(name.partition(":")[0]) == "av" else "codecs"
 
 
 def default_codec(spec: TensorSpec) -> Codec:

@@ -6,11 +6,14 @@ from typing import Protocol
 
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "StreamCodec"]
 
 
 class Codec(Protocol):
-    """Writes a tensor's values as bytes, and reads them back. Stateless; safe across threads."""
+    """Writes a tensor's values as bytes, and reads them back.
+
+    Stateless and safe across threads, but for what :meth:`StreamCodec.stream` returns.
+    """
 
     @property
     def name(self) -> str:
@@ -54,4 +57,16 @@ class Codec(Protocol):
 
         Raises:
             CodecError: ``payload`` is not an encoding of such a tensor. ``out`` is undefined.
+        """
+
+
+class StreamCodec(Codec, Protocol):
+    """A codec that can write a tensor by what was sent of it before, on the same connection."""
+
+    def stream(self) -> Codec:
+        """Return one end of a new stream of one tensor, for one thread at a time.
+
+        Its ``encode`` refers to what it encoded before, its ``decode`` to what it decoded: both
+        must see the same tensors in the same order. One that fails ends the stream: the next
+        that is encoded needs none before it, and nothing else is decoded next.
         """

@@ -74,8 +74,8 @@ def check_bools(name: str, out: Array) -> None:
         raise CodecError(f"{name}: expected booleans of 0 or 1, given another byte")
 
 
-def missing(name: str, package: str) -> CodecError:
+def missing(name: str, package: str, extra: str = "codecs") -> CodecError:
     """Return the error of a codec whose library is not installed."""
     return CodecError(
-        f"codec {name!r} needs {package}, which is not installed; pip install 'splitrt[codecs]'"
+        f"codec {name!r} needs {package}, which is not installed; pip install 'splitrt[{extra}]'"
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from engines.codecs.buffers import put
 from engines.codecs.chunks import HEADER_BYTES, LARGEST, ZSTD, pack_chunk, unpack_chunk
+from engines.codecs.int8 import Calibrated
 from engines.codecs.quantized import dequantize, quantize, tensor_grid
 from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
@@ -19,14 +20,11 @@ __all__ = ["Int8ZstdCodec"]
 _HEAD = 8
 
 
-class Int8ZstdCodec:
+class Int8ZstdCodec(Calibrated):
     """Quantizes by one range and compresses the codes."""
 
-    name = "int8-zstd"
-    lossless = False
-
-    def __init__(self, wire_id: int) -> None:
-        self.wire_id = wire_id
+    def __init__(self, wire_id: int, method: str = "") -> None:
+        super().__init__(wire_id, "int8-zstd", method)
 
     def applies(self, spec: TensorSpec) -> bool:
         """Floats."""
@@ -39,7 +37,8 @@ class Int8ZstdCodec:
     def encode(self, array: Array, scratch: memoryview) -> memoryview:
         """Quantize and compress ``array`` into ``scratch``."""
         codes = np.empty(array.size, np.uint8)
-        low, step = quantize(self.name, array, tensor_grid(array.size), codes)
+        grid = tensor_grid(array.size)
+        low, step = quantize(self.name, array, grid, codes, self._steps(grid))
         chunk = pack_chunk(self.name, codes, ZSTD, shuffle=False) if codes.size else b""
         return put(self.name, scratch, low.astype("<f4"), step.astype("<f4"), chunk)
 

@@ -1,22 +1,30 @@
 """Eight-bit codes of floats, by one range for the whole tensor or one for each channel.
 
 A range is a float32 ``low`` and a float32 ``step``; code ``c`` of 0 to 255 stands for
-``low + c * step``. Both are taken from the tensor, or the stripe, that is sent: the least and the
-greatest value of the range, moved by less than half a step where the range has values on both
-sides of 0, so that 0 itself stays exact. A value comes back with an error of at most one step,
-half a step where nothing was moved.
+``low + c * step``. Both come from a least and a greatest value, moved by less than half a step
+where those are on both sides of 0, so that 0 itself stays exact. The two are those of the tensor,
+or the stripe, that is sent; or they are given, and what lies outside them is clipped. A value
+within comes back with an error of at most one step, half a step where nothing was moved.
 """
 
 from __future__ import annotations
 
-from typing import Iterator, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["Grid", "channel_grid", "dequantize", "quantize", "tensor_grid"]
+__all__ = [
+    "Grid",
+    "Steps",
+    "channel_grid",
+    "dequantize",
+    "quantize",
+    "steps_between",
+    "tensor_grid",
+]
 
 Grid = Tuple[int, int, int]
 """How a tensor is seen: outer extent, channels, inner extent."""
@@ -48,24 +56,29 @@ def channel_grid(spec: TensorSpec) -> Grid:
     return (outer, shape[axis] if shape else 1, inner)
 
 
-def quantize(name: str, array: Array, grid: Grid, codes: Array) -> Tuple[Array, Array]:
-    """Write the codes of ``array`` into ``codes`` and return ``low`` and ``step``, one a channel.
+class Steps(NamedTuple):
+    """What codes stand for.
+
+    Attributes:
+        low: Value of code 0, float32, one a channel.
+        step: From a code to the next, likewise; 0 where all codes stand for ``low``.
+    """
+
+    low: Array
+    step: Array
+
+
+def steps_between(name: str, least: Array, most: Array) -> Steps:
+    """Return the steps from the least values to the greatest, one of each a channel.
 
     Args:
         name: Of the codec, for the message.
-        array: Floats, C-contiguous.
-        grid: How to see them.
-        codes: uint8, flat, as many as elements; written.
+        least: float64 [C].
+        most: float64 [C], none below ``least``.
 
     Raises:
-        CodecError: There is a NaN, an infinity or a value beyond float32.
+        CodecError: A bound is NaN, infinite or beyond float32.
     """
-    channels = grid[1]
-    if not array.size:
-        return np.zeros(channels, np.float32), np.zeros(channels, np.float32)
-    seen = array.reshape(grid)
-    least = seen.min(axis=(0, 2)).astype(np.float64)
-    most = seen.max(axis=(0, 2)).astype(np.float64)
     limit = float(np.finfo(np.float32).max)
     if not (np.isfinite(least) & np.isfinite(most)).all() or max(-least.min(), most.max()) > limit:
         raise CodecError(f"{name}: expected finite values of float32's range")
@@ -75,6 +88,35 @@ def quantize(name: str, array: Array, grid: Grid, codes: Array) -> Tuple[Array, 
     around = (least < 0) & (most > 0) & (step > 0)
     zero = np.rint(-least[around] / step[around]).astype(np.float32)
     low[around] = -zero * step[around]
+    return Steps(low, step)
+
+
+def quantize(
+    name: str, array: Array, grid: Grid, codes: Array, given: Optional[Steps] = None
+) -> Steps:
+    """Write the codes of ``array`` into ``codes`` and return what they stand for.
+
+    Args:
+        name: Of the codec, for the message.
+        array: Floats, C-contiguous.
+        grid: How to see them.
+        codes: uint8, flat, as many as elements; written.
+        given: What codes are to stand for: values beyond are clipped. By default the least and
+            the greatest value of each channel are looked for.
+
+    Raises:
+        CodecError: There is a NaN, an infinity or a value beyond float32.
+    """
+    channels = grid[1]
+    if not array.size:
+        return given or Steps(np.zeros(channels, np.float32), np.zeros(channels, np.float32))
+    seen = array.reshape(grid)
+    found = given
+    if found is None:
+        least = seen.min(axis=(0, 2)).astype(np.float64)
+        most = seen.max(axis=(0, 2)).astype(np.float64)
+        found = steps_between(name, least, most)
+    low, step = found
     inverse = np.zeros_like(step)
     np.divide(np.float32(1), step, out=inverse, where=step > 0)
     target = codes.reshape(grid)
@@ -82,12 +124,18 @@ def quantize(name: str, array: Array, grid: Grid, codes: Array) -> Tuple[Array, 
     for part, size, shape in _blocks(grid):
         block = scratch[:size].reshape(shape)
         which = part[1]
-        np.subtract(seen[part], low[which, None], out=block, dtype=np.float32, casting="same_kind")
-        block *= inverse[which, None]
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.subtract(
+                seen[part], low[which, None], out=block, dtype=np.float32, casting="same_kind"
+            )
+            block *= inverse[which, None]
+            # Nobody has looked at these values: one that is not finite shows in the sum.
+            if given is not None and not np.isfinite(scratch[:size].sum()):
+                raise CodecError(f"{name}: expected finite values of float32's range")
         np.rint(block, out=block)
         np.clip(block, 0, 255, out=block)
         target[part] = block
-    return low, step
+    return found
 
 
 def dequantize(name: str, codes: Array, grid: Grid, low: Array, step: Array, out: Array) -> None:

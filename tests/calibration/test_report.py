@@ -2,12 +2,25 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from calibration.bundle_cli import main
+from calibration.choices import mbps
+from calibration.codings import CodecCost, CodecOffer, Codings
+from calibration.latency_table import LatencyTable, Timing
+from calibration.prepared import PreparedPlans
+from calibration.quality import SPEC, CodecQuality, QualityTable, quality_file, write_quality
+from calibration.records import write_record
 from calibration.report import render_report
+from calibration.segment_times import estimated_times
 from engines.bundle import Bundle
+from engines.codecs import CODECS
+from engines.fingerprint import Fingerprint
 from engines.manifest import Estimate, Manifest
 from tests.striped import Layer, chain
 
@@ -74,3 +87,136 @@ def test_where_stripes_lose_the_first_lines_say_so(objective: str) -> None:
     verdicts = page.split('class="verdict">')[1].split("</div>")[0]
     assert f"For {objective}, stripes add nothing to this model" in verdicts
     assert f"For {objective}, a serial split adds nothing" in verdicts
+
+
+def _table(bundle: Bundle, segment_s: float, *costs: CodecCost) -> LatencyTable:
+    timing = Timing(segment_s, segment_s)
+    count = len(bundle.manifest.segments)
+    return LatencyTable(
+        bundle=bundle.digest,
+        fingerprint=Fingerprint(backend="ort", fields={"device": "board"}),
+        runs=3,
+        segments=(timing,) * count,
+        whole=Timing(segment_s * count, segment_s * count),
+        codecs=costs,
+    )
+
+
+def _quality(bundle: Bundle, *rows: tuple[str, float, float]) -> QualityTable:
+    first = bundle.manifest.cuts[0].id
+    return QualityTable(
+        spec=SPEC,
+        bundle=bundle.digest,
+        reference=bundle.digest,
+        precision="float32",
+        metric="cosine",
+        data="d" * 64,
+        samples=5,
+        rows=tuple(
+            CodecQuality(
+                cut=first,
+                codec=codec,
+                metric="cosine",
+                error=error,
+                largest=error,
+                bytes=size,
+                lossless=codec in ("identity", "zstd"),
+            )
+            for codec, size, error in rows
+        ),
+    )
+
+
+class TestCodecs:
+    """The report prices codecs as the runtime does."""
+
+    ROBOT_S, SERVER_S = 0.5, 0.001
+    COSTS = (CodecCost("x", "zstd", 0.5, 1e-7, 1e-7), CodecCost("x", "int8", 0.25, 1e-9, 1e-9))
+
+    @pytest.fixture
+    def files(self, toy: Bundle, tmp_path: Path) -> tuple[Path, Path]:
+        robot, server = tmp_path / "robot.json", tmp_path / "server.json"
+        write_record(robot, _table(toy, self.ROBOT_S, *self.COSTS), "a table")
+        write_record(server, _table(toy, self.SERVER_S, *self.COSTS), "a table")
+        return robot, server
+
+    def _report(self, bundle: Bundle, out: Path, *arguments: str) -> str:
+        done = CliRunner().invoke(main, ["report", str(bundle.folder), "-o", str(out), *arguments])
+        assert done.exit_code == 0, done.output
+        return unescape(out.read_text())
+
+    def _tables(self, files: tuple[Path, Path]) -> list[str]:
+        return ["--robot-table", str(files[0]), "--server-table", str(files[1])]
+
+    def test_measured_codecs_are_counted(
+        self, toy: Bundle, tmp_path: Path, files: tuple[Path, Path]
+    ) -> None:
+        page = self._report(toy, tmp_path / "a.html", *self._tables(files))
+        rows = _rows(page, "best for latency")
+        assert rows[0][1] == "server alone, zstd"
+        assert "Tensors cross by what codecs are the best there" in page
+        assert "Tensors cross as they are" not in page
+        assert "bytes against error" not in page  # nobody measured that
+
+    def test_a_lossy_codec_is_counted_only_where_its_error_is_allowed(
+        self, toy: Bundle, tmp_path: Path, files: tuple[Path, Path]
+    ) -> None:
+        size = float(toy.manifest.cuts[0].bytes)
+        quality = _quality(
+            toy, ("identity", size, 0.0), ("int8", size / 4, 0.01), ("fp16", size / 2, 0.02)
+        )
+        path = quality_file(toy, "cosine")
+        write_quality(path, quality)
+        try:
+            exact = self._report(toy, tmp_path / "a.html", *self._tables(files))
+            lossy = self._report(
+                toy, tmp_path / "b.html", *self._tables(files), "--allow-lossy", "0.01"
+            )
+            alone = CliRunner().invoke(
+                main, ["report", str(toy.folder), "--allow-lossy", "0.01"]
+            )  # fmt: skip
+        finally:
+            path.unlink()
+        assert not any("int8" in row[1] for row in _rows(exact, "best for latency"))
+        assert _rows(lossy, "best for latency")[0][1] == "server alone, int8"
+        assert "lossy ones among them: int8" in lossy
+        # The front of bytes and error, and what of it is used.
+        first = toy.manifest.cuts[0].id
+        front = [(row[0], row[2], row[-1]) for row in _rows(lossy, "<th>codec</th>")]
+        assert front == [(first, "int8", "yes"), (first, "identity", "yes")]
+        assert [row[-1] for row in _rows(exact, "<th>codec</th>")] == ["no", "yes"]
+        assert "every codec at every cut, 3 in all" in exact
+        assert lossy.count("<svg") == exact.count("<svg") == 4
+        assert alone.exit_code == 1
+        assert "expected costs and errors of codecs, given no costs" in alone.stderr
+
+    def test_leave_without_errors_says_what_to_do(self, toy: Bundle) -> None:
+        done = CliRunner().invoke(main, ["report", str(toy.folder), "--allow-lossy", "0.01"])
+        assert done.exit_code == 1
+        assert "given no errors; first `split-bundle verify BUNDLE --data DATA`" in done.stderr
+
+    def test_its_stretches_are_what_the_prepared_plans_say(
+        self, toy: Bundle, tmp_path: Path, files: tuple[Path, Path]
+    ) -> None:
+        robot, server = (_table(toy, s, *self.COSTS) for s in (self.ROBOT_S, self.SERVER_S))
+        offer = CodecOffer(
+            usable=tuple(name for name, _ in CODECS.values()),
+            robot=robot.codecs,
+            server=server.codecs,
+        )
+        plans = PreparedPlans(
+            toy.manifest,
+            *(estimated_times(toy.manifest, table.times()) for table in (robot, server)),
+            codings=Codings(toy.manifest, offer),
+        )
+        page = self._report(toy, tmp_path / "a.html", *self._tables(files))
+        low = _best(plans, 0.5e6)
+        assert low[1] == {"zstd"}
+        row = _rows(page, "best for latency")[0]
+        assert row[0].startswith(mbps(0.5e6))
+        assert row[1].startswith("server alone" if low[0] == 0 else "cut ")
+
+
+def _best(plans: PreparedPlans, bps: float) -> tuple[int, set[str]]:
+    choice = plans.choices[int(np.argmin(plans.costs(bps, 0.002)))]
+    return choice.cut, {codec for _, codec in choice.coding}

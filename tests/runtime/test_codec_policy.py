@@ -7,11 +7,15 @@ import msgspec
 import numpy as np
 import pytest
 
+from calibration.codec_ranges import ranges_digest
 from calibration.codings import CodecCost
+from calibration.collect import calibrate_cuts
 from calibration.latency_table import store_table
 from calibration.measure import measure_latency
 from calibration.measure_codecs import measure_codecs
 from calibration.quality import SPEC, CodecQuality, QualityTable, quality_file, write_quality
+from calibration.ranges import RANGES_FILE, stored_ranges, write_ranges
+from calibration.samples import Sample, Samples
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
 from engines.codecs import codec_ids_here
@@ -35,7 +39,7 @@ def bundle(tmp_path: Path) -> Bundle:
     return write_toy_bundle(tmp_path / "toy.bundle")
 
 
-def _quality(bundle: Bundle, *rows: tuple[int, str, float]) -> None:
+def _quality(bundle: Bundle, *rows: tuple[int, str, float], ranges: str = "") -> None:
     table = QualityTable(
         spec=SPEC,
         bundle=bundle.digest,
@@ -56,8 +60,18 @@ def _quality(bundle: Bundle, *rows: tuple[int, str, float]) -> None:
             )
             for cut, codec, error in rows
         ),
+        ranges=ranges,
     )
     write_quality(quality_file(bundle, "max"), table)
+
+
+def _calibrate(bundle: Bundle, inputs: dict[str, np.ndarray]) -> str:
+    """Calibrate over an input, again and again; returns what tells the ranges from others."""
+    samples = Samples("one", lambda: iter([Sample("0", inputs)] * 8), 8)
+    with Program(bundle, open_backend("ort", BackendOptions(threads=1))) as program:
+        ranges = calibrate_cuts(program, samples)
+    write_ranges(bundle.device_folder / RANGES_FILE, ranges)
+    return ranges_digest(stored_ranges(bundle))
 
 
 class TestPolicy:
@@ -84,6 +98,21 @@ class TestPolicy:
             open_policy("int8", bundle, 0.01)
         with pytest.raises(CodecError, match="nothing measured"):
             open_policy("int8-zstd", bundle, 0.01)
+
+    def test_errors_hold_for_the_ranges_that_they_were_measured_with(
+        self, bundle: Bundle, inputs: dict[str, np.ndarray]
+    ) -> None:
+        rows = ((1, "int8:mse", 0.02), (1, "int8", 0.03))
+        first = bundle.manifest.cuts[1].id
+        _quality(bundle, *rows, ranges=_calibrate(bundle, inputs))
+        policy = open_policy("int8:mse", bundle, 0.1)
+        assert (first, "int8:mse") in policy.admitted
+        assert ("a", "int8:mse") in policy.ranges
+        assert open_policy("auto", bundle, 0.001).ranges == {}  # nothing is written by them
+        _calibrate(bundle, {name: array * 2 for name, array in inputs.items()})
+        assert open_policy("auto", bundle, 0.1).admitted == ((first, "int8"),)
+        with pytest.raises(CodecError, match="calibrated again since its errors were measured"):
+            open_policy("int8:mse", bundle, 0.1)
 
     @pytest.mark.parametrize("allowed", [-1.0, float("nan")])
     def test_an_impossible_error_is_refused(self, bundle: Bundle, allowed: float) -> None:
@@ -209,6 +238,27 @@ class TestRobot:
         assert result.lossy
         for name, array in toy_outputs(inputs).items():
             np.testing.assert_allclose(result.outputs[name], array, atol=0.5)
+
+    def test_a_calibrated_range_is_used_and_needs_nothing_of_the_server(
+        self, bundle: Bundle, inputs: dict[str, np.ndarray]
+    ) -> None:
+        cut = bundle.manifest.cuts[1]
+        with _served(bundle) as server:  # was there before the ranges were
+            _quality(bundle, (1, "int8-channel:mse", 0.1), ranges=_calibrate(bundle, inputs))
+            policy = {"codec": "int8-channel:mse", "allow_lossy": 0.2}
+            with Robot(bundle, server=address(server), threads=1, **policy) as robot:
+                result = robot.infer(inputs, cut=cut.id)
+                # Beyond what calibration saw: clipped, so that the outputs are other ones.
+                beyond = {name: array * 10 for name, array in inputs.items()}
+                clipped = robot.infer(beyond, cut=cut.id)
+        assert result.lossy
+        assert result.codecs == {"a": "int8-channel:mse"}
+        raw = sum(spec.nbytes for spec in bundle.manifest.specs(cut.tensors))
+        assert result.bytes_up < raw / 2
+        for name, array in toy_outputs(inputs).items():
+            np.testing.assert_allclose(result.outputs[name], array, atol=0.2)
+        gap = np.abs(clipped.outputs["logits"] - toy_outputs(beyond)["logits"]).max()
+        assert gap > 1
 
     def test_a_server_of_before_gets_default_codecs(
         self, bundle: Bundle, inputs: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch

@@ -102,7 +102,7 @@ def test_an_array_that_is_not_contiguous_is_sent_in_order() -> None:
         ([F], [Part(0, 1 << 32)], "at most 24 bytes"),
         ([M], [Part(1, 3)], "at most 2 bytes as bitpack, given 3"),
         ([E], [Part(0, 1)], "at most 0 bytes"),
-        ([F], [Part(13, 24)], "tensor 'f': codec id 13"),
+        ([F], [Part(99, 24)], "tensor 'f': codec id 99"),
         ([F], [Part(255, 0)], "codec id 255"),
         ([F], [Part(1, 1)], "codec bitpack does not apply"),
     ],

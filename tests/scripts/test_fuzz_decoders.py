@@ -7,8 +7,10 @@ from pathlib import Path
 
 import fuzz_decoders
 import numpy as np
+import pytest
 
 from engines.codecs import codec_names_here, open_codec
+from engines.errors import CodecError
 from engines.tensors import DTYPES, TensorSpec
 
 SCRIPT = Path(fuzz_decoders.__file__)
@@ -28,6 +30,18 @@ def test_every_codec_is_fuzzed_with_every_dtype_that_it_takes() -> None:
         for dtype in DTYPES:
             if codec.applies(TensorSpec("t", dtype, (1, 24, 16, 3))):
                 assert (codec.name, dtype) in found
+
+
+def test_frames_that_refer_to_others_are_fuzzed_too() -> None:
+    if "video:60" not in codec_names_here():
+        pytest.skip("PyAV is not installed")
+    following = [c for c in fuzz_decoders.cases() if isinstance(c.codec, fuzz_decoders.Following)]
+    assert {case.codec.name for case in following} == {"video:60", "video:85"}
+    for case in following:
+        out = np.empty(case.spec.shape, case.spec.dtype)
+        case.codec.decode(memoryview(case.seeds[0]), out)
+        with pytest.raises(CodecError, match="the first is missing"):
+            open_codec(case.codec.name).decode(memoryview(case.seeds[0]), out)
 
 
 def test_mutations_differ_and_stay_within_the_largest_size() -> None:
