@@ -270,8 +270,8 @@ def _print_bundle(opened: Bundle) -> None:
             image = "  (raw image)" if title == "input" and spec.name in manifest.images else ""
             click.echo(f"{title:8} {spec}{image}")
     click.echo(
-        f"parity   largest error {manifest.parity.max_error:.2e} against "
-        f"{manifest.parity.compared_with}"
+        f"parity   largest error {manifest.parity.max_error:.2e} ({manifest.parity.measure}) "
+        f"against {manifest.parity.compared_with}"
     )
     table = Table("index", "cut", "tensors", "bytes", "robot GFLOP", "server GFLOP", "after")
     for cut in manifest.cuts:

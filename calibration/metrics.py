@@ -1,7 +1,7 @@
 """Metrics: how far the results of one inference are from the reference's; 0 for equal ones.
 
-A metric is a function of two results by output name. ``top1``, ``cosine`` and ``max`` are here;
-``module:function`` or ``file.py:function`` is the user's own.
+A metric is a function of two results by output name. ``top1``, ``cosine``, ``rms`` and ``max`` are
+here; ``module:function`` or ``file.py:function`` is the user's own.
 """
 
 from __future__ import annotations
@@ -12,11 +12,18 @@ from typing import Callable, Dict, Mapping
 import numpy as np
 
 from calibration.objects import load_object
-from calibration.parity import largest_error
+from calibration.parity import largest_error, rms_error_of
 from engines.errors import SplitError
 from engines.tensors import Array
 
-__all__ = ["METRICS", "Metric", "cosine_distance", "label_disagreement", "open_metric"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "cosine_distance",
+    "label_disagreement",
+    "open_metric",
+    "relative_rms",
+]
 
 Outputs = Mapping[str, Array]
 
@@ -63,9 +70,19 @@ def _distance(given: "Array | None", expected: Array) -> float:
     return max(0.0, 1.0 - float(a @ b) / lengths)
 
 
+def relative_rms(given: Outputs, expected: Outputs) -> float:
+    """Return the relative root mean square of the differences, the mean over the outputs."""
+    errors = [
+        rms_error_of(given[name], array) if name in given else math.inf
+        for name, array in expected.items()
+    ]
+    return float(np.mean(errors)) if errors else 0.0
+
+
 METRICS: Dict[str, Metric] = {
     "top1": label_disagreement,
     "cosine": cosine_distance,
+    "rms": relative_rms,
     "max": largest_error,
 }
 

@@ -24,6 +24,7 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
             row: Dict[str, Any] = {
                 "cut": parity.cut.id,
                 "max_error": parity.error,
+                "largest_difference": parity.largest,
                 "ok": parity.ok,
                 "after": parity.cut.after,
             }
@@ -39,18 +40,21 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
                 "ok": ok,
                 "max_error": largest,
                 "tolerance": manifest.parity.tolerance,
+                "measure": manifest.parity.measure,
                 "cuts": rows,
             }
         )
         return ok
-    table = Table("cut", "largest error", "", "after")
+    by_rms = manifest.parity.measure == "rms"
+    table = Table("cut", "largest error", *(["largest difference"] if by_rms else []), "", "after")
     for row in rows:
         verdict = "ok" if row["ok"] else "over tolerance"
-        table.add_row(row["cut"], f"{row['max_error']:.2e}", verdict, row["after"])
+        difference = [f"{row['largest_difference']:.2e}"] if by_rms else []
+        table.add_row(row["cut"], f"{row['max_error']:.2e}", *difference, verdict, row["after"])
     Console().print(table)
     passed = sum(1 for row in rows if row["ok"])
     click.echo(
         f"{passed} of {len(rows)} cuts within tolerance on backend {program.backend.name}; "
-        f"largest error {largest:.2e}"
+        f"largest error {largest:.2e}{' (relative RMS)' if by_rms else ''}"
     )
     return ok

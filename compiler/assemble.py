@@ -27,12 +27,21 @@ from compiler.passes import run_passes
 from compiler.passes.half import convert_to_half
 from compiler.passes.provenance import strip_provenance
 from compiler.proof import PARITY_FILE, Exact, Expected
+from compiler.quantised_proof import apart_from_float32
 from compiler.reference import ImageReference, Reference
 from compiler.segments import GRAPH_FILE, WEIGHTS_FILE, Emitted
 from compiler.trace import Traced
 from engines.bundle import Bundle, file_entries
 from engines.errors import TraceError
-from engines.manifest import SPEC, Estimate, FileEntry, Manifest, Parity, Target
+from engines.manifest import (
+    SPEC,
+    Estimate,
+    FileEntry,
+    Manifest,
+    Parity,
+    Quantisation,
+    Target,
+)
 from engines.stripes import Striping
 from engines.tensors import DTYPES, Array, TensorSpec
 
@@ -59,6 +68,10 @@ _WEIGHTS_ALIGNMENT_BYTES = 4096
 Source:
     ONNX's external data: "offset ... multiples of 4096 bytes allow mmap".
 """
+
+_MOST_QUANTISED = 0.45
+"""Largest tolerance of a quantised graph: what 1 - cosine of 0.1, the most that an output may be
+off by, is as a relative root mean square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,12 +273,14 @@ def draft(
     expected: Expected,
     seed: int,
     striping: Striping | None,
+    quantisation: Quantisation | None,
 ) -> Manifest:
     """Return the manifest without digests and without the largest error."""
     weights = WEIGHTS_FILE if (folder / WEIGHTS_FILE).exists() else ""
     named = {n for cut in emitted.cuts for n in (*cut.tensors, *cut.results)}
     named |= {n for segment in emitted.segments for n in (*segment.inputs, *segment.outputs)}
     domains = {o.domain: o.version for o in prepared.model.opset_import}
+    eight_bits = any(node.op_type == "QuantizeLinear" for node in prepared.model.graph.node)
     opset = domains.get("", domains.get("ai.onnx", 0))
     files = {
         path.relative_to(folder).as_posix(): FileEntry(bytes=path.stat().st_size, sha256="")
@@ -296,14 +311,16 @@ def draft(
             tolerance=_tolerance(
                 values,
                 labels=prepared.exact is not None,
-                quantised=any(n.op_type == "QuantizeLinear" for n in prepared.model.graph.node),
+                quantised=eight_bits,
+                apart=0.0 if quantisation is None else apart_from_float32(quantisation),
             ),
             max_error=0.0,
             compared_with=expected.reference,
+            measure="rms" if eight_bits else "max",
         ),
         files=files,
         striping=striping,
-        quantisation=None if prepared.quantised is None else prepared.quantised.record,
+        quantisation=quantisation,
     )
 
 
@@ -352,7 +369,9 @@ def _precision(model: onnx.ModelProto) -> str:
     return {"float": "float32", "double": "float64"}.get(most, most)
 
 
-def _tolerance(values: Values, *, labels: bool, quantised: bool = False) -> dict[str, float]:
+def _tolerance(
+    values: Values, *, labels: bool, quantised: bool = False, apart: float = 0.0
+) -> dict[str, float]:
     """Return the tolerance by dtype, no finer than that of the coarsest type in the graph.
 
     What was computed in float16 on the way is as coarse as float16, whatever its own dtype, and
@@ -362,14 +381,17 @@ def _tolerance(values: Values, *, labels: bool, quantised: bool = False) -> dict
         values: What the graph computes.
         labels: Whether integers are as coarse: the reference computed them in float32.
         quantised: Whether codes of 8 bits were computed on the way.
+        apart: How far they led from the float32 model, as a relative root mean square: another
+            order of summation leads as far away from the graph as it is written.
     """
     floats = {s.dtype for s in values.specs.values() if s.dtype.startswith("float")}
     coarsest = max((TOLERANCE[dtype] for dtype in floats), default=0.0)
-    coarsest = max(coarsest, QUANTISED) if quantised else coarsest
+    if quantised:
+        coarsest = max(coarsest, QUANTISED, min(2 * apart, _MOST_QUANTISED))
     table = {
         k: v if k == "integer" and not labels else max(v, coarsest) for k, v in TOLERANCE.items()
     }
-    return {**table, "int8": QUANTISED} if quantised else table
+    return {**table, "int8": coarsest} if quantised else table
 
 
 def _producer() -> dict[str, str]:

@@ -151,8 +151,16 @@ __all__ = ["main"]
     type=click.FloatRange(0, 1),
     default=MAX_ERROR,
     show_default=True,
-    help="With int8: largest mean of 1 - cosine against float32 over the data; sensitive nodes "
-    "stay in float32 to keep it.",
+    help="With int8: largest mean error against float32 over the data, by --metric; sensitive "
+    "nodes stay in float32 to keep it.",
+)
+@click.option(
+    "--metric",
+    default="cosine",
+    show_default=True,
+    metavar="METRIC",
+    help="With int8: what an error is: cosine (1 - cosine), rms, max, top1, or module:function of "
+    "the outputs given and expected, by name.",
 )
 @click.option(
     "--builder",
@@ -193,6 +201,7 @@ def main(
     samples: int | None,
     ranges: str,
     max_int8_error: float,
+    metric: str,
     builder: str,
     as_json: bool,
 ) -> None:
@@ -229,6 +238,7 @@ def main(
         samples=samples,
         ranges=ranges,
         max_int8_error=max_int8_error,
+        metric=metric,
         builder=builder,
     )
     _, report = compile_model(model, out, options=options, progress=progress_bar)

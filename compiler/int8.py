@@ -3,7 +3,8 @@
 1. The float32 graph runs over all samples; the ranges of every data input are collected, which
    gives a threshold for each (``calibration.collect``).
 2. Everything that can be is quantised, and compared with the float32 graph over a few samples:
-   the mean of 1 - cosine over outputs and samples. If that is at most the limit, it is done.
+   the mean error over the samples, 1 - cosine or a metric of the user's. If that is at most the
+   limit, it is done.
 3. If not, every node is quantised by itself, or every group of neighbours where there are many,
    and compared likewise: that is its sensitivity. Nodes are then left in float32, the most
    sensitive first; how many is found by bisection, so that the error comes within the limit.
@@ -26,7 +27,7 @@ import onnx
 import onnx_ir as ir
 
 from calibration.collect import collect
-from calibration.metrics import cosine_distance
+from calibration.metrics import open_metric
 from calibration.ranges import Ranges
 from calibration.samples import Samples
 from compiler.graph import build_graph, infer_values
@@ -111,6 +112,7 @@ def quantise_model(
         quantised=tuple(chosen),
         kept=kept,
         error=error,
+        metric=options.metric,
     )
     return Quantised(names, record, search.inputs[0])
 
@@ -128,6 +130,7 @@ class _Search:
         self._exact = exact
         self._able = able
         self._options = options
+        self._metric = open_metric(options.metric)
         self._progress = progress
         self._groups = _grouped(list(able), _GROUPS)
         self._model = ir.serde.serialize_model(ir.load(exact))
@@ -188,18 +191,20 @@ class _Search:
         if len(kept) == len(self._able):
             raise TraceError(
                 f"--precision int8: every node would have to stay in float32 for an error of "
-                f"{limit:g}; allow more with --max-int8-error, or use --precision fp16"
+                f"{limit:g}; allow more with --max-int8-error, judge by another --metric, or use "
+                "--precision fp16"
             )
         return kept, found
 
     def _error(self, nodes: Collection[str], most: int = _SAMPLES) -> float:
-        """Return the mean of 1 - cosine with some nodes quantised, over the first samples."""
+        """Return the mean error with some nodes quantised, over the first samples."""
         model = ir.load(self._exact)
         quantise(model, {}, nodes, self.thresholds)
         run = WholeRun(ir.serde.serialize_model(model), self._exact.parent)
         distances = [
-            cosine_distance(run(inputs), expected)
+            self._metric(outputs, expected)
             for inputs, expected in zip(self.inputs[:most], self._expected[:most], strict=True)
+            for outputs in [run(inputs)]
         ]
         return sum(distances) / len(distances)
 

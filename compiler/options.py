@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from calibration.metrics import METRICS
 from calibration.ranges import METHODS
 from engines.errors import CutError, TraceError
 
@@ -15,7 +16,7 @@ THIS = "this"
 """Device that stands for the machine that compiles."""
 
 MAX_ERROR = 0.005
-"""Largest mean of 1 - cosine that needs no node left in float32."""
+"""Largest mean of 1 - cosine, or of another metric, with which no node is left in float32."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -59,12 +60,14 @@ class Int8Options:
 
     Attributes:
         method: How thresholds are chosen, one of :data:`calibration.ranges.METHODS`.
-        max_error: Mean of 1 - cosine above which sensitive nodes stay in float32.
+        max_error: Mean error above which sensitive nodes stay in float32.
+        metric: What an error is: a name that :func:`calibration.metrics.open_metric` takes.
         islands: Nodes, tensors or module paths that stay in float32 in any case.
     """
 
     method: str = "mse"
     max_error: float = MAX_ERROR
+    metric: str = "cosine"
     islands: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -74,6 +77,11 @@ class Int8Options:
             )
         if not 0 <= self.max_error <= 1:
             raise TraceError(f"--max-int8-error: expected 0 to 1, given {self.max_error}")
+        if self.metric not in METRICS and ":" not in self.metric:
+            raise TraceError(
+                f"--metric: expected one of {', '.join(METRICS)}, or module:function or "
+                f"file.py:function, given {self.metric!r}"
+            )
 
 
 def parse_size(text: str) -> int:

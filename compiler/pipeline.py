@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from compiler.proof import Expected
     from compiler.stripes.emit import Streams
     from compiler.trace import Traced
-    from engines.manifest import Manifest
+    from engines.manifest import Manifest, Quantisation
     from engines.stripes import Striping
 
 __all__ = ["PRECISIONS", "CompileOptions", "Progress", "compile_model"]
@@ -121,8 +121,10 @@ class CompileOptions:
             over it, and ``int8`` quantises by it.
         samples: Most samples of it to use.
         ranges: How ``int8`` chooses thresholds: ``minmax``, ``percentile`` or ``mse``.
-        max_int8_error: Mean of 1 - cosine that ``int8`` may cost; sensitive nodes stay in float32
-            to keep it.
+        max_int8_error: Mean error that ``int8`` may cost; sensitive nodes stay in float32 to
+            keep it.
+        metric: What that error is: ``cosine`` (1 - cosine) or another one of
+            ``calibration.metrics``.
         stripes: One of :data:`STRIPES`.
         halo: Rows of halo for which heads are also divided in two by leaving rows further away
             out of account. Lossy: used only where the runtime is told to. Empty for none.
@@ -153,6 +155,7 @@ class CompileOptions:
     samples: int | None = None
     ranges: str = "mse"
     max_int8_error: float = MAX_ERROR
+    metric: str = "cosine"
     stripes: str = "auto"
     halo: tuple[int, ...] = ()
     builder: str = BUILDERS[0]
@@ -245,7 +248,12 @@ class CompileOptions:
     @property
     def int8_options(self) -> Int8Options:
         """How to quantise."""
-        return Int8Options(method=self.ranges, max_error=self.max_int8_error, islands=self.fp32)
+        return Int8Options(
+            method=self.ranges,
+            max_error=self.max_int8_error,
+            metric=self.metric,
+            islands=self.fp32,
+        )
 
     @property
     def cut_options(self) -> CutOptions:
@@ -449,6 +457,7 @@ def _write(
             folder, prepared.model, found.graph, found.boundaries, progress=advance
         )
     striping: Striping | None = None
+    record: Quantisation | None = None
     if found.streams is not None:
         with clock("emit"), progress("writing stripes") as advance:
             striping = write_stripes(
@@ -465,9 +474,10 @@ def _write(
             from compiler.quantised_proof import prove_quantised
 
             # What engines must give from here on is what the quantised graph says.
-            expected = prove_quantised(
+            expected, outputs = prove_quantised(
                 prepared.model, prepared.folder, found.graph, expected, prepared.quantised
             )
+            record = msgspec.structs.replace(prepared.quantised.record, outputs=outputs)
         proof.write_parity(folder, expected)
         draft = assemble.draft(
             name,
@@ -480,6 +490,7 @@ def _write(
             expected,
             options.seed,
             striping,
+            record,
         )
         error = 0.0
         if prepared.exact is not None and prepared.quantised is None:

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto
 
-from calibration.parity import error_of, tolerance_for, verify_cuts
+from calibration.parity import MEASURES, error_of, tolerance_for, verify_cuts
 from compiler.reference import Reference
 from compiler.stripes.proof import prove_stripes
 from compiler.whole import run_whole
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.errors import EmitError, EngineError
+from engines.manifest import Manifest
 from engines.ondemand import OnDemandBackend
 from engines.program import Program
 from engines.tensors import Array
@@ -137,8 +138,19 @@ def widened(given: Array, expected: Array) -> Array:
 
 
 def _remedy(precision: str) -> str:
+    if precision == "int8":
+        return "keep the nodes before it out of int8 (--fp32 NAME), or give more --samples"
     island = ", or --fp32 NAME for the nodes before it" if precision == "fp16" else ""
-    return f"try another --opset or --seed{island}"
+    return (
+        "the model may compute differently from run to run, or the exporter is wrong: try another "
+        f"--opset or --seed{island}"
+    )
+
+
+def _off(manifest: Manifest, error: float, largest: float) -> str:
+    """Say an error, and the largest difference where that is another matter."""
+    by_rms = manifest.parity.measure == "rms"
+    return f"error {error:.3g}" + (f" (largest difference {largest:.3g})" if by_rms else "")
 
 
 def write_parity(folder: Path, expected: Expected) -> None:
@@ -180,7 +192,8 @@ def _prove(bundle: Bundle, expected: Expected, progress: Callable[[int, int], No
             if not parity.ok:
                 raise EmitError(
                     f"cut {parity.cut.id}: head and tail give another result than the model: "
-                    f"error {parity.error:.3g}, tolerance {bundle.manifest.parity.tolerance}; "
+                    f"{_off(bundle.manifest, parity.error, parity.largest)}, tolerance "
+                    f"{bundle.manifest.parity.tolerance}; "
                     f"{_remedy(bundle.manifest.precision)}"
                 )
             largest = max(largest, parity.error)
@@ -196,14 +209,15 @@ def _prove_chain(program: Program, expected: Expected) -> float:
         cut = manifest.cuts[index]
         for name in sorted(set(env) - seen):
             seen.add(name)
-            error = error_of(widened(env[name], reference[name]), reference[name])
+            given = widened(env[name], reference[name])
+            error = MEASURES[manifest.parity.measure](given, reference[name])
             tolerance = tolerance_for(env[name].dtype.name, manifest.parity.tolerance)
             if error > tolerance:
                 raise EmitError(
                     f"cut {cut.id} (after {cut.after or 'the end'}): tensor {name!r} differs from "
-                    f"{expected.reference}: error {error:.3g}, tolerance {tolerance:g}; the "
-                    "model may compute differently from run to run, or the exporter is wrong: "
-                    f"{_remedy(manifest.precision)}"
+                    f"{expected.reference}: "
+                    f"{_off(manifest, error, error_of(given, reference[name]))}, tolerance "
+                    f"{tolerance:g}; {_remedy(manifest.precision)}"
                 )
             largest = max(largest, error)
     return largest

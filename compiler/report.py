@@ -76,6 +76,7 @@ class Report:
             for stage, spent in sorted(self.seconds.items(), key=lambda item: -item[1])[:3]
         )
         flops = manifest.cuts[-1].flops_robot
+        rms = " (relative RMS)" if manifest.parity.measure == "rms" else ""
         computes = f"{manifest.precision}, opset {manifest.opset}"
         rows = [
             ("model", f"{manifest.name} ({computes}, {flops / 1e9:.3g} GFLOP)"),
@@ -86,7 +87,7 @@ class Report:
                 "smallest cut",
                 f"{smallest.id}: {_bytes(smallest.bytes)} after {smallest.after or 'the input'}",
             ),
-            ("max error", f"{self.max_error:.3g} against {manifest.parity.compared_with}"),
+            ("max error", f"{self.max_error:.3g}{rms} against {manifest.parity.compared_with}"),
             *([("lossy", bounded_text(manifest))] if _bounded(manifest) else []),
             ("size", f"{_bytes(self.bundle_bytes)}, weights {_bytes(self.weights_bytes)}"),
             ("time", f"{total:.1f} s ({slowest})"),
@@ -95,6 +96,7 @@ class Report:
         ]
         if manifest.quantisation is not None:
             rows.insert(-4, ("int8", _quantised(manifest.quantisation)))
+            rows.insert(-4, ("outputs off", _outputs(manifest.quantisation) or "none of floats"))
         width = max(len(label) for label, _ in rows) + 2
         return "\n".join(f"{label:<{width}}{text}" for label, text in rows)
 
@@ -117,8 +119,18 @@ def _quantised(done: Quantisation) -> str:
     names = ", ".join(sorted(done.kept, key=lambda name: -done.kept[name])[:4])
     kept = f"; in float32: {names}{', ...' if len(done.kept) > 4 else ''}" if names else ""
     return (
-        f"{len(done.quantised)} of {total} nodes in int8 by {done.samples} samples, 1 - cosine "
-        f"{done.error:.2g} to float32{kept}"
+        f"{len(done.quantised)} of {total} nodes in int8 by {done.samples} samples, "
+        f"{'1 - cosine' if done.metric == 'cosine' else done.metric} {done.error:.2g} to "
+        f"float32{kept}"
+    )
+
+
+def _outputs(done: Quantisation) -> str:
+    """Say how far each output is from the float32 model's."""
+    return "; ".join(
+        f"{name}: 1 - cosine {error.distance:.2g}, relative RMS {error.rms:.2g}, largest "
+        f"difference {error.largest:.2g}"
+        for name, error in done.outputs.items()
     )
 
 

@@ -7,7 +7,7 @@ the fields to someone who reads a bundle without this code.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Literal, Optional, Tuple
 
 import msgspec
 
@@ -23,6 +23,7 @@ __all__ = [
     "ImageLayout",
     "Manifest",
     "Parity",
+    "OutputError",
     "Quantisation",
     "Rejection",
     "Segment",
@@ -131,6 +132,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
         tolerance: Largest error allowed, by dtype (see ``calibration.parity``).
         max_error: Largest error over every frontier when the bundle was compiled.
         compared_with: What the reference was: ``pytorch`` or ``onnx``.
+        measure: What an error is: ``max``, the largest difference, or ``rms``, the relative root
+            mean square of all (see ``calibration.parity``).
     """
 
     file: str
@@ -138,6 +141,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     tolerance: Dict[str, float]
     max_error: float
     compared_with: str
+    measure: Literal["max", "rms"] = "max"
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +181,20 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     halves: Tuple[str, ...] = ()
 
 
+class OutputError(msgspec.Struct, frozen=True, kw_only=True):
+    """How far an output of a quantised graph is from the float32 model's, on the parity inputs.
+
+    Attributes:
+        distance: 1 - cosine.
+        rms: Root mean square of the differences, relative to that of the float32 model's.
+        largest: Largest difference, in units of the larger of 1 and the largest value.
+    """
+
+    distance: float
+    rms: float
+    largest: float
+
+
 class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     """How a graph of 8-bit operators came about.
 
@@ -186,8 +204,10 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
         samples: How many samples it has.
         quantised: Nodes that compute in 8 bits.
         kept: Nodes that do not, though they could, each with what quantising it alone costs: the
-            mean of 1 - cosine over outputs and samples.
+            mean of ``metric`` over the samples.
         error: The same of the graph as it is, against the float32 model.
+        metric: What an error is (see ``calibration.metrics``).
+        outputs: How far each output is from the float32 model's.
     """
 
     method: str
@@ -196,6 +216,8 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     quantised: Tuple[str, ...]
     kept: Dict[str, float]
     error: float
+    metric: str = "cosine"
+    outputs: Dict[str, OutputError] = {}
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ Source:
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["agreement", "boxes", "calibration", "held_out", "static_model"]
+__all__ = ["agreement", "boxes", "calibration", "held_out", "hmean", "static_model"]
 
 PACKAGE = "rapidocr_onnxruntime"
 WEIGHTS = "models/ch_PP-OCRv4_det_infer.onnx"
@@ -72,18 +72,32 @@ def boxes(scores: Floats) -> list[Box]:
 
 
 def agreement(given: Floats, expected: Floats) -> float:
-    """Return the F1 score of the boxes: a pair agrees from half of their union on."""
-    found, wanted = boxes(given), boxes(expected)
-    if not found and not wanted:
-        return 1.0
-    left = list(wanted)
-    hits = 0
-    for box in found:
-        best = max(left, key=lambda other: _overlap(box, other), default=None)
-        if best is not None and _overlap(box, best) >= 0.5:
-            left.remove(best)
-            hits += 1
-    return 2 * hits / (len(found) + len(wanted))
+    """Return the F1 score of the boxes of one picture; 1 where neither has any."""
+    return hmean([(given, expected)])[0]
+
+
+def hmean(pairs: Iterable[tuple[Floats, Floats]]) -> tuple[float, float]:
+    """Return the F1 score of the boxes of all pictures, and the mean overlap of those that agree.
+
+    A pair of boxes agrees where their intersection is at least half of their union (IoU).
+
+    Args:
+        pairs: Maps of scores given and expected, picture by picture.
+    """
+    boxes_given, boxes_wanted = 0, 0
+    overlaps: list[float] = []
+    for given, expected in pairs:
+        found, left = boxes(given), boxes(expected)
+        boxes_given, boxes_wanted = boxes_given + len(found), boxes_wanted + len(left)
+        for box in found:
+            best = max(left, key=lambda other: _overlap(box, other), default=None)
+            if best is not None and _overlap(box, best) >= 0.5:
+                left.remove(best)
+                overlaps.append(_overlap(box, best))
+    if not boxes_given + boxes_wanted:
+        return 1.0, 1.0
+    mean = float(np.mean(overlaps)) if overlaps else 0.0
+    return 2 * len(overlaps) / (boxes_given + boxes_wanted), mean
 
 
 def _overlap(a: Box, b: Box) -> float:

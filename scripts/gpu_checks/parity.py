@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calibration.parity import error_of, tolerance_for
+from calibration.parity import MEASURES, tolerance_for
 from engines.backend import Engine, open_backend
 from engines.bundle import Bundle
 from engines.bundle_plans import BundlePlans
@@ -167,10 +167,11 @@ def _worst(
 ) -> CutError:
     """Return the error of the tensor that is furthest out, by its tolerance."""
     manifest = bundle.manifest
+    measure = MEASURES[manifest.parity.measure]
     found = [("", 0.0, 1.0)]
     for name in names:
         limit = tolerance_for(expected[name].dtype.name, manifest.parity.tolerance)
-        error = error_of(given[name], expected[name]) if name in given else math.inf
+        error = measure(given[name], expected[name]) if name in given else math.inf
         found.append((name, error, limit))
     tensor, error, limit = max(found, key=lambda item: (item[1] / item[2], bool(item[0])))
     return CutError(

@@ -55,7 +55,7 @@ def test_a_function_of_the_users(tmp_path, monkeypatch):
         ("mine.py:other", "no 'other' there; it has boxes, wrong"),
         ("absent.py:boxes", "cannot be imported: FileNotFoundError"),
         ("absent:boxes", "cannot be imported: ModuleNotFoundError"),
-        ("median", "expected one of top1, cosine, max"),
+        ("median", "expected one of top1, cosine, rms, max"),
     ):
         with pytest.raises(SplitError, match=message):
             open_metric(name)({}, {})

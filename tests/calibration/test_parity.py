@@ -14,6 +14,7 @@ from calibration.parity import (
     TOLERANCE,
     error_of,
     largest_error,
+    rms_error_of,
     seeded_inputs,
     tolerance_for,
     verify_cuts,
@@ -106,6 +107,40 @@ def test_largest_error_looks_at_every_expected_tensor() -> None:
     assert largest_error({"p": a, "extra": b}, {"p": a}) == 0.0
     assert largest_error({"p": a}, {"p": a, "q": a}) == INF
     assert largest_error({}, {}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected", "error"),
+    [
+        (_f(1, 2), _f(1, 2), 0.0),
+        (_f(3, 0), _f(0, 4), 5 / 4),
+        (_f(300, 0), _f(0, 400), 5 / 4),
+        (_f(0.03, 0), _f(0, 0.04), 5 / 4),
+        (_f(0.001, 0.001), _f(0, 0), 0.1),  # in units of 0.01, for want of a size
+        (_f(NAN, 1), _f(NAN, 1), 0.0),
+        (_f(INF, 3), _f(INF, 2), 2**-0.5 / 2),
+        (_f(NAN), _f(1), INF),
+        (_f(INF), _f(1), INF),
+        (_f(1), _f(1, 2), INF),
+        (_f(), _f(), 0.0),
+        (np.array([3, 4], np.int8), np.array([3, 5], np.int8), (1 / 34) ** 0.5),
+        (np.array([-128], np.int8), np.array([127], np.int8), 255 / 127),
+        (np.array([1, 2]), np.array([1, 4]), 0.5),
+        (np.array([1], np.int8), np.array([1], np.int16), INF),
+    ],
+)
+def test_the_error_on_the_whole(given_: np.ndarray, expected: np.ndarray, error: float) -> None:
+    assert rms_error_of(given_, expected) == pytest.approx(error, rel=1e-6)
+
+
+def test_one_pixel_of_many_is_a_large_difference_and_a_small_error() -> None:
+    scores = np.zeros((1, 1, 100, 100), np.float32)
+    scores[..., 20:60, 20:60] = 1
+    other = scores.copy()
+    other[0, 0, 5, 5] = 1
+    assert error_of(other, scores) == 1.0
+    assert rms_error_of(other, scores) == pytest.approx(1 / 40)
+    assert rms_error_of(1 - scores, scores) > 2
 
 
 def test_tolerances_by_dtype() -> None:

@@ -54,6 +54,22 @@ def test_boxes_and_their_agreement():
     assert text_boxes.agreement(moved, one) == 0
 
 
+def test_hmean_counts_boxes_and_not_pictures():
+    one = np.zeros((1, 1, 40, 80), np.float32)
+    one[..., 5:15, 10:40] = 1
+    none = np.zeros_like(one)
+    assert text_boxes.hmean([(one, one)] * 3 + [(none, none)]) == (1.0, 1.0)
+    # Three boxes of four are found, and one that is not there.
+    share, overlap = text_boxes.hmean([(one, one)] * 3 + [(none, one), (one, none)])
+    assert share == pytest.approx(6 / 8)
+    assert overlap == 1.0
+    wide = none.copy()
+    wide[..., 5:15, 10:50] = 1
+    assert text_boxes.hmean([(wide, one)]) == (1.0, pytest.approx(30 / 40))
+    assert text_boxes.hmean([(none, one)]) == (0.0, 0.0)
+    assert text_boxes.hmean([]) == (1.0, 1.0)
+
+
 def test_a_missed_goal_is_remembered(monkeypatch):
     monkeypatch.setattr(accuracy, "missed", [])
     accuracy.goal("one", met=True)
