@@ -11,6 +11,7 @@ outside the namespaces is touched, and they are deleted at the end.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -52,6 +53,9 @@ _SUBNET = "198.18.0"
 
 _PREFIX = "splitrt-"
 
+_numbers = itertools.count()
+"""Of the links of this process, which may have several at a time."""
+
 
 @dataclass(frozen=True)
 class ShapedLink:
@@ -67,6 +71,8 @@ class ShapedLink:
         half_duplex: Whether there is one bucket for all that is sent.
         shapers: Namespace and device of each token bucket.
         burst: Their depth in bytes; none for what suits the rate.
+        air: Namespace of the bridge, whose ports are called as the stations: ``server``,
+            ``robot0`` and so on.
     """
 
     server_host: str
@@ -78,6 +84,7 @@ class ShapedLink:
     half_duplex: bool = False
     shapers: list[tuple[str, str]] = field(default_factory=list)
     burst: int | None = None
+    air: str = ""
 
 
 @contextmanager
@@ -94,7 +101,7 @@ def shaped_link(
         burst: Depth of each token bucket in bytes; none for what suits the rate.
     """
     trouble = _trouble()
-    name = f"{_PREFIX}{os.getpid()}"
+    name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}"
     try:
         if not trouble:
             _delete_orphans()
@@ -121,6 +128,7 @@ def shaped_link(
             half_duplex=half_duplex,
             shapers=_shapers(name, half_duplex=half_duplex, robots=robots),
             burst=burst,
+            air=f"{name}-air",
         )
     finally:
         delete_namespaces(name)

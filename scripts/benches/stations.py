@@ -28,7 +28,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-__all__ = ["Inferences", "Station", "infer", "profile", "serving", "whole_s"]
+__all__ = ["Inferences", "Station", "infer", "profile", "serving", "start_server", "whole_s"]
 
 _HERE = [sys.executable, str(Path(__file__).resolve())]
 
@@ -49,12 +49,14 @@ class Station(msgspec.Struct, frozen=True, kw_only=True):
         backend: Name of the backend.
         threads: Threads to compute with; 0 for the backend's own choice.
         host: Address to listen on; for the server.
+        port: Port to listen on; 0 takes a free one.
     """
 
     bundle: str
     backend: str = "ort"
     threads: int = 1
     host: str = "127.0.0.1"
+    port: int = 0
 
 
 class Inferences(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,19 +82,28 @@ class Inferences(msgspec.Struct, frozen=True, kw_only=True):
 @contextmanager
 def serving(prefix: Sequence[str], station: Station) -> Iterator[str]:
     """Run a server, and give its address once it listens."""
+    server, address = start_server(prefix, station)
+    assert server.stdout is not None  # asked for there
+    with server.stdout:
+        try:
+            yield address
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def start_server(prefix: Sequence[str], station: Station) -> tuple[subprocess.Popen[str], str]:
+    """Start a server, and return it with its address once it listens."""
     server = subprocess.Popen(
         [*prefix, *_HERE, "serve", _text(station)], stdout=subprocess.PIPE, text=True
     )
     assert server.stdout is not None  # asked for above
-    try:
-        address = server.stdout.readline().strip()
-        if not address:
-            raise RuntimeError("the server did not start; its message stands above")
-        yield address
-    finally:
-        server.terminate()
+    address = server.stdout.readline().strip()
+    if not address:
         server.wait()
         server.stdout.close()
+        raise RuntimeError("the server did not start; its message stands above")
+    return server, address
 
 
 def profile(prefix: Sequence[str], station: Station) -> None:
@@ -142,7 +153,10 @@ def _serve(text: str) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _program(station) as program, Server([program], host=station.host, port=0) as server:
+    with (
+        _program(station) as program,
+        Server([program], host=station.host, port=station.port) as server,
+    ):
         print("{}:{}".format(*server.address), flush=True)
         stop.wait()
 
