@@ -165,6 +165,7 @@ class LinkEstimator:
                 self._last, self._busy = None, BusyPeriods()
                 if isinstance(evidence, Connected):
                     self._new = True
+                    self._level.renew()
                     self._states.connected()
                 else:
                     assert isinstance(evidence, Lost)

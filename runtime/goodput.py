@@ -4,6 +4,9 @@ Two exponentially weighted means run side by side, one quick and one slow, both 
 the level is the smaller. So it follows a fall at once and a rise with hesitation, since an
 inference caught by a fall costs more than one that could have used a rise.
 
+A standstill says nothing of what comes after it, nor does the end of a connection: the samples
+that follow are taken as they are where they raise the level.
+
 How far off it may be is learned from how far off it was: each sample is compared with the level of
 ``_AHEAD_S`` before, and the ratios make the distribution, asymmetric and with whatever tails the
 link has. A few ratios of no link in particular stand in until there are enough. The distribution
@@ -52,6 +55,12 @@ _WIDEST = 4.0
 _NARROWEST = 0.03
 """No band is narrower than this on either side: samples are not better than that."""
 
+_STANDSTILL = math.log(1 / 20)
+"""A sample below this part of the level: nothing got through."""
+
+_RENEWED = 3
+"""Samples that are taken as they are after a standstill, or on a new connection."""
+
 _SAME_S = 0.01
 """Samples closer than this are the same evidence twice."""
 
@@ -68,6 +77,7 @@ class Level:
         self._past: Deque[Tuple[float, float]] = deque(maxlen=_RATIOS)
         self._ratios: Deque[float] = deque(maxlen=_RATIOS)
         self._spread: Optional[Tuple[float, ...]] = None
+        self._renewing = 0
 
     def __repr__(self) -> str:
         return f"<Level {self.goodput_bps} of {self.samples} samples>"
@@ -85,6 +95,10 @@ class Level:
     def age_s(self, now_s: float) -> Optional[float]:
         """Seconds since the newest sample that is not a bound; none while there is none."""
         return None if self.newest_s is None else max(now_s - self.newest_s, 0.0)
+
+    def renew(self) -> None:
+        """Forget that the link was worse: it is a new connection."""
+        self._renewing = _RENEWED
 
     def take(self, sample: Sample) -> bool:
         """Note a sample; returns whether it said anything.
@@ -104,6 +118,12 @@ class Level:
             worth = sample.busy_s / (sample.busy_s + _NOISE_S)
             fast = worth * -math.expm1(-since_s / _FAST_S)
             slow = worth * -math.expm1(-since_s / _SLOW_S)
+            level = min(self._fast, self._slow)
+            if not sample.at_least and new - level < _STANDSTILL:
+                self._renewing = _RENEWED
+            elif not sample.at_least and self._renewing and new > level:
+                self._renewing -= 1
+                fast = slow = 1.0
             if self.newest_s is None:  # only bounds so far
                 fast = slow = 1.0
             self._fast += fast * (new - self._fast)

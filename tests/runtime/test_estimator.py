@@ -295,3 +295,27 @@ def test_a_new_connection_has_a_round_trip_of_its_own() -> None:
     estimator.take(Connected(1.0))
     estimator.take(RoundTrip(1.1, 0.4))
     assert estimator.estimate.rtt_s == 0.4
+
+
+def test_a_standstill_does_not_outlive_itself() -> None:
+    level = Level()
+    for number in range(20):
+        level.take(Sample(number * 0.1, 90e6, 0.02, False))
+    for number in range(5):
+        level.take(Sample(2.0 + number * 0.1, 80e3, 0.1, False))
+    assert level.goodput_bps is not None
+    assert level.goodput_bps < 1e6, "while it lasts"
+    level.take(Sample(2.6, 60e6, 0.002, False))
+    assert level.goodput_bps == pytest.approx(60e6)
+
+
+def test_a_new_connection_may_be_better_at_once_but_a_rise_may_not() -> None:
+    level = Level()
+    for number in range(20):
+        level.take(Sample(number * 0.1, 5e6, 0.02, False))
+    level.take(Sample(2.01, 80e6, 0.01, False))
+    assert level.goodput_bps is not None
+    assert level.goodput_bps < 40e6
+    level.renew()
+    level.take(Sample(2.03, 80e6, 0.01, False))
+    assert level.goodput_bps == pytest.approx(80e6)
