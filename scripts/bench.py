@@ -30,6 +30,7 @@ PARTS = {
     "codecs": "benches.codecs",
     "stripes": "benches.stripes",
     "replay": "benches.replay",
+    "traces": "benches.traces",
     "rate": "benches.rate",
     "robots": "benches.robots",
 }
