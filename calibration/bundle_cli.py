@@ -18,6 +18,7 @@ from calibration.energy import StatePower, parse_power
 from calibration.latency_table import LatencyTable, read_table
 from calibration.modes import bounded_text
 from calibration.plans_cli import plan_record, print_plans
+from calibration.precisions import precisions_text
 from calibration.quality import stored_quality
 from calibration.quality_cli import QualityOptions, quality_options, verify_quality
 from calibration.ranges import stored_ranges
@@ -273,6 +274,8 @@ def _print_bundle(opened: Bundle) -> None:
         f"parity   largest error {manifest.parity.max_error:.2e} ({manifest.parity.measure}) "
         f"against {manifest.parity.compared_with}"
     )
+    if manifest.quantisation is not None:
+        click.echo(f"nodes    {precisions_text(manifest.quantisation)}")
     table = Table("index", "cut", "tensors", "bytes", "robot GFLOP", "server GFLOP", "after")
     for cut in manifest.cuts:
         table.add_row(

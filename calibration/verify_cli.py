@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.parity import verify_cuts
+from calibration.precisions import node_precisions, precisions_text
 from engines.console import print_json, progress_bar
 from engines.program import Program
 
@@ -31,6 +32,7 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
             rows.append(row)
             advance(len(rows), len(manifest.cuts))
     ok = all(row["ok"] for row in rows)
+    quantised = manifest.quantisation
     largest = max(row["max_error"] for row in rows)
     if as_json:
         print_json(
@@ -42,6 +44,7 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
                 "tolerance": manifest.parity.tolerance,
                 "measure": manifest.parity.measure,
                 "cuts": rows,
+                "precisions": None if quantised is None else node_precisions(quantised),
             }
         )
         return ok
@@ -52,6 +55,8 @@ def print_parity(program: Program, *, as_json: bool) -> bool:
         difference = [f"{row['largest_difference']:.2e}"] if by_rms else []
         table.add_row(row["cut"], f"{row['max_error']:.2e}", *difference, verdict, row["after"])
     Console().print(table)
+    if quantised is not None:
+        click.echo(f"nodes: {precisions_text(quantised)}")
     passed = sum(1 for row in rows if row["ok"])
     click.echo(
         f"{passed} of {len(rows)} cuts within tolerance on backend {program.backend.name}; "

@@ -9,7 +9,7 @@ import click
 from calibration.ranges import METHODS
 from compiler.images import parse_image
 from compiler.inputs import parse_input
-from compiler.options import MAX_ERROR, THIS, parse_halos, parse_size
+from compiler.options import MAX_ERROR, SENSITIVE, THIS, parse_halos, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
 from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
@@ -132,6 +132,20 @@ __all__ = ["main"]
     help="With fp16 or int8: this node, or all of this module, stays in float32. Repeatable.",
 )
 @click.option(
+    "--fp16",
+    multiple=True,
+    metavar="NODE|MODULE",
+    help="With int8: this node, or all of this module, computes in float16. Repeatable.",
+)
+@click.option(
+    "--sensitive",
+    type=click.Choice(SENSITIVE),
+    default=SENSITIVE[0],
+    show_default=True,
+    help="With int8: what nodes compute in that 8 bits cost too much: float16 where that keeps "
+    "--max-int8-error and else float32, or always float32.",
+)
+@click.option(
     "--calibrate",
     metavar="DATA",
     help="Measure what values cross the cuts: a folder of images, an .npz file of arrays with a "
@@ -152,7 +166,7 @@ __all__ = ["main"]
     default=MAX_ERROR,
     show_default=True,
     help="With int8: largest mean error against float32 over the data, by --metric; sensitive "
-    "nodes stay in float32 to keep it.",
+    "nodes are left out of int8 to keep it.",
 )
 @click.option(
     "--metric",
@@ -197,6 +211,8 @@ def main(
     halves: str,
     precision: str,
     fp32: tuple[str, ...],
+    fp16: tuple[str, ...],
+    sensitive: str,
     calibrate: str | None,
     samples: int | None,
     ranges: str,
@@ -234,6 +250,8 @@ def main(
         halves=halves,
         precision=precision,
         fp32=fp32,
+        fp16=fp16,
+        sensitive=sensitive,
         calibrate=calibrate,
         samples=samples,
         ranges=ranges,

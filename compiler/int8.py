@@ -6,13 +6,16 @@
    the mean error over the samples, 1 - cosine or a metric of the user's. If that is at most the
    limit, it is done.
 3. If not, every node is quantised by itself, or every group of neighbours where there are many,
-   and compared likewise: that is its sensitivity. Nodes are then left in float32, the most
+   and compared likewise: that is its sensitivity. Nodes are then left out of int8, the most
    sensitive first; how many is found by bisection, so that the error comes within the limit.
-4. How many runs that takes is bounded by the model's operations, not by a clock: the same model
+4. Those nodes compute in float16 if the error is within the limit then too. If not, each is tried
+   in float16 by itself, and those that cost most stay in float32, found likewise. One that takes
+   values beyond float16 stays there at once.
+5. How many runs that takes is bounded by the model's operations, not by a clock: the same model
    and data give the same bundle on every machine.
 
-Graphs are compared with their Q/DQ pairs computed as they are written: a processor's own 8-bit
-kernels may saturate.
+Graphs are compared with their Q/DQ pairs computed as they are written (a processor's own 8-bit
+kernels may saturate) and every float16 value rounded where it is given.
 """
 
 from __future__ import annotations
@@ -32,7 +35,10 @@ from calibration.ranges import Ranges
 from calibration.samples import Samples
 from compiler.graph import build_graph, infer_values
 from compiler.options import Int8Options
+from compiler.passes.half import LARGEST, convert_nodes_to_half
+from compiler.passes.islands import named_nodes
 from compiler.passes.quantise import QuantisedNames, quantisable, quantise
+from compiler.rounding import rounded
 from compiler.whole import WholeRun
 from engines.errors import EmitError, TraceError
 from engines.manifest import Quantisation
@@ -91,20 +97,29 @@ def quantise_model(
         SourceError: There are no samples, or one cannot be read.
         EmitError: ONNX Runtime cannot run the graph.
     """
-    able = quantisable(model, paths, options.islands)
+    named = _Named.of(model, paths, options)
+    able = quantisable(model, named.exact | named.halves)
     if not able:
         raise TraceError(
             "--precision int8: no node can be quantised: expected a Conv, ConvTranspose, Gemm or "
             "MatMul of a float32 value with constant float32 weights; compile with --precision "
             "fp16, or leave it out"
         )
-    search = _Search(exact, able, options, progress)
+    search = _Search(exact, able, named.halves, options, progress)
     ranges = search.calibrate(samples)
     for warning in ranges.warnings:
         logger.warning("--calibrate: %s", warning)
     kept, error = search.keep()
+    halves = named.halves
+    if kept and options.sensitive == "fp16":
+        halves, error = search.halve(list(kept), error)
     chosen = [node for node in able if node not in kept]
+    floats = {node: "fp32" for node in quantisable(model) if node not in chosen}
     names = quantise(model, paths, chosen, search.thresholds)
+    if halves:
+        aliases, done = convert_nodes_to_half(model, paths, halves)
+        names.aliases.update({new: names.aliases.get(old, old) for new, old in aliases.items()})
+        floats.update(dict.fromkeys(done, "fp16"))
     record = Quantisation(
         method=options.method,
         data=ranges.data,
@@ -113,8 +128,27 @@ def quantise_model(
         kept=kept,
         error=error,
         metric=options.metric,
+        floats=floats,
     )
     return Quantised(names, record, search.inputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """Names of the nodes that the user leaves in float32, and in float16."""
+
+    exact: frozenset[str]
+    halves: frozenset[str]
+
+    @classmethod
+    def of(cls, model: ir.Model, paths: Mapping[str, str], options: Int8Options) -> _Named:
+        exact, halves = (
+            frozenset(
+                node.name or "" for node in named_nodes(model.graph, paths, names, option=option)
+            )
+            for names, option in ((options.islands, "--fp32"), (options.halves, "--fp16"))
+        )
+        return cls(exact, halves - exact)
 
 
 class _Search:
@@ -124,11 +158,13 @@ class _Search:
         self,
         exact: Path,
         able: Mapping[str, str],
+        halves: frozenset[str],
         options: Int8Options,
         progress: Callable[[int, int], None],
     ) -> None:
         self._exact = exact
         self._able = able
+        self._halves = halves
         self._options = options
         self._metric = open_metric(options.metric)
         self._progress = progress
@@ -137,6 +173,7 @@ class _Search:
         most = int(_WORK / max(_operations(self._model), 1) / len(self._groups))
         self._most = min(max(most, 2), _SAMPLES)
         self.thresholds: dict[str, float] = {}
+        self._too_large: set[str] = set()
         self.inputs: list[dict[str, Array]] = []
         self._expected: list[dict[str, Array]] = []
 
@@ -163,10 +200,15 @@ class _Search:
         self.thresholds = {
             name: found.threshold(self._options.method) for name, found in ranges.tensors.items()
         }
+        self._too_large = {
+            name
+            for name, found in ranges.tensors.items()
+            if max(-found.minimum, found.maximum) > LARGEST or found.infinite
+        }
         return ranges
 
     def keep(self) -> tuple[dict[str, float], float]:
-        """Return the nodes that stay in float32, with their sensitivities, and the error left."""
+        """Return the nodes that stay out of int8, with their sensitivities, and the error left."""
         limit = self._options.max_error
         error = self._error(self._able)
         if error <= limit:
@@ -174,39 +216,115 @@ class _Search:
         logger.info("all of %d nodes in int8: error %.3g", len(self._able), error)
         sensitivity: list[float] = []
         for done, group in enumerate(self._groups):
-            sensitivity.append(self._error(group, _RANKED))
+            sensitivity.append(self._error(group, most=_RANKED))
             self._progress(done + 1, len(self._groups))
         worst = sorted(range(len(self._groups)), key=lambda place: -sensitivity[place])
-        # With all groups in float32 the error is 0: the bisection ends within the limit.
-        low, high, found = 0, len(worst), 0.0
-        while high - low > 1:
-            middle = (low + high) // 2
-            rest = [node for place in worst[middle:] for node in self._groups[place]]
-            error = self._error(rest)
-            if error <= limit:
-                high, found = middle, error
-            else:
-                low = middle
+
+        def error_without(count: int) -> float:
+            rest = worst[count:]
+            return self._error([node for place in rest for node in self._groups[place]])
+
+        # With no group in int8 there is no error of int8: the bisection ends within the limit.
+        high, found = _fewest(error_without, len(worst), limit, 0.0)
         kept = {node: sensitivity[place] for place in worst[:high] for node in self._groups[place]}
         if len(kept) == len(self._able):
             raise TraceError(
-                f"--precision int8: every node would have to stay in float32 for an error of "
+                f"--precision int8: every node would have to stay out of int8 for an error of "
                 f"{limit:g}; allow more with --max-int8-error, judge by another --metric, or use "
                 "--precision fp16"
             )
         return kept, found
 
-    def _error(self, nodes: Collection[str], most: int = _SAMPLES) -> float:
-        """Return the mean error with some nodes quantised, over the first samples."""
+    def halve(self, kept: Sequence[str], error: float) -> tuple[frozenset[str], float]:
+        """Return the nodes that compute in float16, and the error with them.
+
+        Args:
+            kept: The nodes that stay out of int8.
+            error: The error with those in float32.
+        """
+        chosen = [node for node in self._able if node not in kept]
+        groups = [
+            [node for node in group if node in kept and self._able[node] not in self._too_large]
+            for group in self._groups
+        ]
+        groups = [group for group in groups if group]
+
+        def halves(rest: Sequence[Sequence[str]]) -> frozenset[str]:
+            return self._halves.union(*rest)
+
+        everything = self._error(chosen, halves(groups))
+        if everything <= self._options.max_error or not groups:
+            return halves(groups), everything
+        logger.info("all of %d nodes in float16: error %.3g", len(kept), everything)
+        costs: list[float] = []
+        for done, group in enumerate(groups):
+            costs.append(self._error((), halves([group]), most=_RANKED))
+            self._progress(done + 1, len(groups))
+        worst = [groups[place] for place in sorted(range(len(groups)), key=lambda p: -costs[p])]
+        high, found = _fewest(
+            lambda count: self._error(chosen, halves(worst[count:])),
+            len(worst),
+            self._options.max_error,
+            error,
+        )
+        return halves(worst[high:]), found
+
+    def _error(
+        self,
+        nodes: Collection[str],
+        halves: Collection[str] | None = None,
+        *,
+        most: int = _SAMPLES,
+    ) -> float:
+        """Return the mean error over the first samples.
+
+        Args:
+            nodes: What is quantised.
+            halves: What is in float16; by default what the user names.
+            most: Most samples.
+        """
+        halves = self._halves if halves is None else halves
         model = ir.load(self._exact)
         quantise(model, {}, nodes, self.thresholds)
-        run = WholeRun(ir.serde.serialize_model(model), self._exact.parent)
+        if halves:
+            convert_nodes_to_half(model, {}, halves)
+        made = ir.serde.serialize_model(model)
+        narrow = {
+            value.name or ""
+            for node in model.graph
+            for value in node.outputs
+            if value.dtype == ir.DataType.FLOAT16
+        }
+        made = rounded(made, narrow) if narrow else made
+        run = WholeRun(made, self._exact.parent, optimise=not narrow)
         distances = [
             self._metric(outputs, expected)
             for inputs, expected in zip(self.inputs[:most], self._expected[:most], strict=True)
             for outputs in [run(inputs)]
         ]
         return sum(distances) / len(distances)
+
+
+def _fewest(
+    error_without: Callable[[int], float], most: int, limit: float, last: float
+) -> tuple[int, float]:
+    """Return the fewest of things in order to leave out, at least one, and the error then.
+
+    Args:
+        error_without: The error without the first so many; it falls with them.
+        most: How many there are.
+        limit: Largest error.
+        last: The error without all of them, known to be within the limit.
+    """
+    low, high, found = 0, most, last
+    while high - low > 1:
+        middle = (low + high) // 2
+        error = error_without(middle)
+        if error <= limit:
+            high, found = middle, error
+        else:
+            low = middle
+    return high, found
 
 
 def _operations(model: onnx.ModelProto) -> int:

@@ -10,13 +10,25 @@ from calibration.metrics import METRICS
 from calibration.ranges import METHODS
 from engines.errors import CutError, TraceError
 
-__all__ = ["MAX_ERROR", "THIS", "CutOptions", "Int8Options", "parse_halos", "parse_size"]
+__all__ = [
+    "MAX_ERROR",
+    "SENSITIVE",
+    "THIS",
+    "CutOptions",
+    "Int8Options",
+    "parse_halos",
+    "parse_size",
+]
 
 THIS = "this"
 """Device that stands for the machine that compiles."""
 
 MAX_ERROR = 0.005
 """Largest mean of 1 - cosine, or of another metric, with which no node is left in float32."""
+
+SENSITIVE = ("fp16", "fp32")
+"""What nodes compute in that 8 bits cost too much: float16 where that stays within the error
+allowed and else float32, or always float32."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
 
@@ -63,17 +75,25 @@ class Int8Options:
         max_error: Mean error above which sensitive nodes stay in float32.
         metric: What an error is: a name that :func:`calibration.metrics.open_metric` takes.
         islands: Nodes, tensors or module paths that stay in float32 in any case.
+        halves: The same that compute in float16 in any case, but for what ``islands`` names.
+        sensitive: What sensitive nodes compute in, one of :data:`SENSITIVE`.
     """
 
     method: str = "mse"
     max_error: float = MAX_ERROR
     metric: str = "cosine"
     islands: tuple[str, ...] = ()
+    halves: tuple[str, ...] = ()
+    sensitive: str = "fp16"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise TraceError(
                 f"--ranges: expected one of {', '.join(METHODS)}, given {self.method!r}"
+            )
+        if self.sensitive not in SENSITIVE:
+            raise TraceError(
+                f"--sensitive: expected one of {', '.join(SENSITIVE)}, given {self.sensitive!r}"
             )
         if not 0 <= self.max_error <= 1:
             raise TraceError(f"--max-int8-error: expected 0 to 1, given {self.max_error}")

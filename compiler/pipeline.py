@@ -117,6 +117,9 @@ class CompileOptions:
             converts it to float16 between its inputs and outputs, ``int8`` quantises
             convolutions and matrix products.
         fp32: Nodes, tensors or module paths that stay in float32 nevertheless.
+        fp16: Those that ``int8`` leaves in float16, but for what ``fp32`` names.
+        sensitive: What ``int8`` leaves sensitive nodes in: ``fp16`` where that stays within the
+            error allowed and else float32, or ``fp32``.
         calibrate: DATA (see ``calibration.samples``): the ranges of what crosses are measured
             over it, and ``int8`` quantises by it.
         samples: Most samples of it to use.
@@ -151,6 +154,8 @@ class CompileOptions:
     halves: str = "auto"
     precision: str = "fp32"
     fp32: tuple[str, ...] = ()
+    fp16: tuple[str, ...] = ()
+    sensitive: str = "fp16"
     calibrate: str | None = None
     samples: int | None = None
     ranges: str = "mse"
@@ -188,6 +193,11 @@ class CompileOptions:
             raise TraceError("--halo: expected with --stripes auto, given with --stripes none")
         if self.fp32 and self.precision == "fp32":
             raise TraceError("--fp32: expected with --precision fp16 or int8, given without it")
+        if self.fp16 and self.precision != "int8":
+            raise TraceError(
+                f"--fp16: expected with --precision int8, given {self.precision}; to convert "
+                "everything but for what --fp32 names, use --precision fp16"
+            )
         self._check_calibration()
         self._check_builder()
         if self.name is not None and (not self.name or "/" in self.name or self.name[0] == "."):
@@ -253,6 +263,8 @@ class CompileOptions:
             max_error=self.max_int8_error,
             metric=self.metric,
             islands=self.fp32,
+            halves=self.fp16,
+            sensitive=self.sensitive,
         )
 
     @property

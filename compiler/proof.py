@@ -139,7 +139,9 @@ def widened(given: Array, expected: Array) -> Array:
 
 def _remedy(precision: str) -> str:
     if precision == "int8":
-        return "keep the nodes before it out of int8 (--fp32 NAME), or give more --samples"
+        return (
+            "keep the nodes before it out of int8 (--fp16 or --fp32 NAME), or give more --samples"
+        )
     island = ", or --fp32 NAME for the nodes before it" if precision == "fp16" else ""
     return (
         "the model may compute differently from run to run, or the exporter is wrong: try another "

@@ -22,6 +22,7 @@ from calibration.parity import QUANTISED, error_of, rms_error_of
 from compiler.graph import ValueGraph
 from compiler.int8 import Quantised
 from compiler.proof import Expected
+from compiler.rounding import rounded
 from compiler.whole import run_whole
 from engines.errors import EmitError
 from engines.manifest import OutputError, Quantisation
@@ -59,7 +60,10 @@ def prove_quantised(
     """
     reference = {**expected.values, **expected.outputs}
     names = sorted(reference, key=lambda name: graph.producer.get(name, -1))
-    given = run_whole(model, folder, expected.inputs, names)
+    specs = graph.values.specs
+    halves = {n for n, spec in specs.items() if spec.dtype == "float16" and n in graph.producer}
+    run = rounded(model, halves) if halves else model
+    given = run_whole(run, folder, expected.inputs, names)
     record = quantised.record
     limit = max(DISTANCE, 2 * record.error) if record.metric == "cosine" else 1.0
     distances = {
@@ -109,8 +113,8 @@ def _too_far(name: str, error: OutputError, limit: float, node: str, record: Qua
         f"precision int8: output {name!r} differs from the float32 model: 1 - cosine "
         f"{error.distance:.3g}, at most {limit:g} expected (relative RMS error {error.rms:.3g}, "
         f"largest difference {error.largest:.3g}); keep what is as far off first out of int8 "
-        f"(--fp32 {node}), calibrate with more samples ({record.samples} given), try another "
-        f"--ranges ({record.method} given), or judge by what counts for you (--metric)"
+        f"(--fp16 {node}, or --fp32), calibrate with more samples ({record.samples} given), try "
+        f"another --ranges ({record.method} given), or judge by what counts for you (--metric)"
     )
 
 

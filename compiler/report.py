@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from calibration.modes import bounded_text
+from calibration.precisions import precisions_text
 from engines.bundle import Bundle
 from engines.manifest import Manifest, Quantisation
 from engines.stripes import BoundedCut
@@ -115,13 +116,10 @@ def make_report(bundle: Bundle, where: Path, seconds: Mapping[str, float]) -> Re
 
 def _quantised(done: Quantisation) -> str:
     """Say what was quantised, at what cost."""
-    total = len(done.quantised) + len(done.kept)
-    names = ", ".join(sorted(done.kept, key=lambda name: -done.kept[name])[:4])
-    kept = f"; in float32: {names}{', ...' if len(done.kept) > 4 else ''}" if names else ""
+    metric = "1 - cosine" if done.metric == "cosine" else done.metric
     return (
-        f"{len(done.quantised)} of {total} nodes in int8 by {done.samples} samples, "
-        f"{'1 - cosine' if done.metric == 'cosine' else done.metric} {done.error:.2g} to "
-        f"float32{kept}"
+        f"{precisions_text(done, most=4)}; {metric} {done.error:.2g} to float32, by "
+        f"{done.samples} samples"
     )
 
 

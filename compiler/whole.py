@@ -55,12 +55,20 @@ class WholeRun:
         model: The graph, its weights not loaded.
         folder: Where its weights file lies.
         names: Values to give beside the outputs.
+        optimise: Whether ONNX Runtime may rewrite the graph.
 
     Raises:
         EmitError: ONNX Runtime refuses it.
     """
 
-    def __init__(self, model: ModelProto, folder: Path, names: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        folder: Path,
+        names: Collection[str] = (),
+        *,
+        optimise: bool = True,
+    ) -> None:
         shown = ModelProto()
         shown.CopyFrom(model)
         known = [value.name for value in shown.graph.output]
@@ -71,6 +79,8 @@ class WholeRun:
         self._passed = [name for name in names if name in inputs]
         options: Any = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
+        if not optimise:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(folder)

@@ -208,6 +208,8 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
         error: The same of the graph as it is, against the float32 model.
         metric: What an error is (see ``calibration.metrics``).
         outputs: How far each output is from the float32 model's.
+        floats: ``fp16`` or ``fp32`` by node: of those that could compute in 8 bits and do not, for
+            what it costs or since the user says so, and of those between two in float16.
     """
 
     method: str
@@ -218,6 +220,7 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     metric: str = "cosine"
     outputs: Dict[str, OutputError] = {}
+    floats: Dict[str, str] = {}
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

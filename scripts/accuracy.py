@@ -28,12 +28,12 @@ from rich.table import Table
 
 from calibration.codec_ranges import open_encoders
 from calibration.metrics import cosine_distance, label_disagreement
+from calibration.precisions import precisions_text
 from calibration.ranges import METHODS, dequantised, quantised, scale_of, stored_ranges
 from compiler import CompileOptions, compile_model
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.codecs.encoders import Encoders
-from engines.manifest import Quantisation
 from engines.program import Program
 from engines.tensors import TensorSpec
 
@@ -215,7 +215,7 @@ def classifier(
     assert record is not None, "not quantised"
     share, cosine, worst = compare(run_whole(whole, inputs), expected, top1)
     console.print(
-        f"{name} in INT8: {len(record.quantised)} nodes, {kept(record)}; over {len(inputs)} "
+        f"{name} in INT8: {precisions_text(record)}; over {len(inputs)} "
         f"crops that were held out: top-1 agreement {share:.1%}, cosine {cosine:.4f}, worst "
         f"{worst:.4f}; weights {megabytes(exact)} -> {megabytes(whole)}"
     )
@@ -233,11 +233,6 @@ def classifier(
 def megabytes(bundle: Bundle) -> str:
     """Say the size of a bundle's weights."""
     return f"{bundle.manifest.files[bundle.manifest.weights].bytes / 1e6:.2f} MB"
-
-
-def kept(record: Quantisation) -> str:
-    """Say which nodes are not in int8."""
-    return f"in float32: {', '.join(record.kept) or 'none'}"
 
 
 def plan_bytes(bundle: Bundle) -> int | str:
@@ -331,7 +326,7 @@ def text() -> None:
     pairs = [(next(iter(a.values())), next(iter(b.values()))) for a, b in zip(given, expected)]
     hmean, overlap = text_boxes.hmean(pairs)
     console.print(
-        f"text in INT8: {len(record.quantised)} nodes, {kept(record)}; over {len(inputs)} "
+        f"text in INT8: {precisions_text(record)}; over {len(inputs)} "
         f"pictures that were held out: hmean of the boxes {hmean:.1%}, mean IoU of those that "
         f"agree {overlap:.3f}, cosine {cosine:.4f}; weights {megabytes(exact)} -> "
         f"{megabytes(whole)}"

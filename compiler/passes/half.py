@@ -6,6 +6,7 @@
    it gives, where it holds a body (If, Loop, Scan), quantises, or computes between two that do
    (so that a runtime still finds the patterns of an 8-bit operator), or where a constant of it
    is too large for float16. Casts stand around it; values between two such nodes are float32.
+   The other way round, some named nodes alone can become float16, and what lies between them.
 3. A single input without float16 in the schema (scales of Resize) stays float32 by itself.
 4. Weights are converted one by one as they are written: never is there a second copy of them.
 
@@ -15,7 +16,7 @@ type, and nothing else is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from compiler.passes.islands import named_nodes
 
-__all__ = ["LARGEST", "convert_to_half", "infer_types"]
+__all__ = ["LARGEST", "convert_nodes_to_half", "convert_to_half", "infer_types"]
 
 LARGEST = float(np.finfo(np.float16).max)
 """Largest finite float16: 65504."""
@@ -68,7 +69,31 @@ def convert_to_half(
         TraceError: No such node or module as ``islands`` names.
     """
     infer_types(model)
-    return _Conversion(model, paths, islands).run()
+    conversion = _Conversion(model, paths)
+    conversion.keep_islands(islands)
+    return conversion.run()
+
+
+def convert_nodes_to_half(
+    model: ir.Model, paths: dict[str, str], nodes: Collection[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Convert some nodes of a model to float16, in place.
+
+    Nodes that lie between two of them come along, so that no value is widened for them alone.
+
+    Args:
+        model: The final graph, without functions.
+        paths: Module path of the node that gives a value; those of new values are added.
+        nodes: Names of nodes; those that cannot run in float16 stay as they are.
+
+    Returns:
+        For every new name of a value the name that it has in the float32 graph; and the names of
+        all nodes that are in float16 now, in the file's order.
+    """
+    infer_types(model)
+    conversion = _Conversion(model, paths)
+    halves = conversion.keep_all_but(nodes)
+    return conversion.run(), tuple(node.name or "" for node in halves)
 
 
 def infer_types(model: ir.Model) -> None:
@@ -90,7 +115,7 @@ class _Use(Protocol):
 class _Conversion:
     """One conversion: what becomes float16, then the rewriting."""
 
-    def __init__(self, model: ir.Model, paths: dict[str, str], islands: Sequence[str]) -> None:
+    def __init__(self, model: ir.Model, paths: dict[str, str]) -> None:
         self._graph = model.graph
         self._version = model.opset_imports.get("", 18)
         self._paths = paths
@@ -102,10 +127,31 @@ class _Conversion:
         self._taken.update(self._graph.initializers)
         for node in ir.traversal.RecursiveGraphIterator(self._graph):
             self._taken |= {node.name, *(output.name for output in node.outputs)}
-        self._kept = named_nodes(self._nodes, paths, islands)
-        self._kept |= {node for node in self._nodes if self._unfit(node)}
-        self._kept |= self._quantised()
+        self._kept = {node for node in self._nodes if self._unfit(node)}
         self._kept |= self._oversized()
+
+    def keep_islands(self, islands: Sequence[str]) -> None:
+        """Leave what the user names in float32, and 8-bit operators in disguise."""
+        self._kept |= named_nodes(self._nodes, self._paths, islands)
+        self._kept |= self._quantised()
+
+    def keep_all_but(self, names: Collection[str]) -> list[ir.Node]:
+        """Leave all but some nodes, and what lies between them, in float32; return those."""
+        able = [node for node in self._nodes if node not in self._kept]
+        chosen = {node for node in able if node.name in set(names)}
+        behind = set(chosen)
+        for node in able:
+            floats = [v for v in node.inputs if v is not None and v.dtype == _FLOAT]
+            makers = [v.producer() for v in floats if _is_data(v)]
+            if makers and all(maker in behind for maker in makers):
+                behind.add(node)
+        for node in reversed(able):
+            users = {use.node for v in node.outputs for use in v.uses()}
+            ends = not users or any(v.is_graph_output() for v in node.outputs)
+            if node not in chosen and (ends or not users <= behind):
+                behind.discard(node)
+        self._kept = {node for node in self._nodes if node not in behind}
+        return [node for node in able if node in behind]
 
     def run(self) -> dict[str, str]:
         """Rewrite the graph; return the names that are new."""

@@ -13,7 +13,11 @@ __all__ = ["named_nodes"]
 
 
 def named_nodes(
-    nodes: Iterable[ir.Node], paths: Mapping[str, str], islands: Sequence[str]
+    nodes: Iterable[ir.Node],
+    paths: Mapping[str, str],
+    islands: Sequence[str],
+    *,
+    option: str = "--fp32",
 ) -> set[ir.Node]:
     """Return the nodes that ``islands`` name.
 
@@ -21,6 +25,7 @@ def named_nodes(
         nodes: The nodes of the graph.
         paths: Module path of the node that gives a value.
         islands: Nodes, tensors or module paths, which stand for all below them.
+        option: Where the user named them.
 
     Raises:
         TraceError: There is no such node, tensor or module; near ones are named.
@@ -43,5 +48,5 @@ def named_nodes(
             near = near or sorted(known)[:3]
             wrong.append(f"{island!r} (did you mean {', '.join(near)}?)")
     if wrong:
-        raise TraceError(f"--fp32: no such node, tensor or module: {'; '.join(wrong)}")
+        raise TraceError(f"{option}: no such node, tensor or module: {'; '.join(wrong)}")
     return found

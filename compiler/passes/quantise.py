@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from calibration.ranges import quantised, scale_of
 from compiler.passes.half import infer_types
-from compiler.passes.islands import named_nodes
 from engines.errors import TraceError
 
 __all__ = ["LEAST_OPSET", "QuantisedNames", "quantisable", "quantise"]
@@ -53,18 +52,15 @@ class QuantisedNames:
     scales: dict[str, float]
 
 
-def quantisable(
-    model: ir.Model, paths: Mapping[str, str] | None = None, islands: Sequence[str] = ()
-) -> dict[str, str]:
+def quantisable(model: ir.Model, islands: Collection[str] = ()) -> dict[str, str]:
     """Return the nodes that can be quantised, each with its data input, in the file's order.
 
     Args:
         model: The final graph, without functions.
-        paths: Module path of the node that gives a value.
-        islands: Nodes, tensors or module paths that stay in float32.
+        islands: Names of nodes that are to be left out.
 
     Raises:
-        TraceError: No such node or module as ``islands`` names; or the opset is too low.
+        TraceError: The opset is too low.
     """
     opset = model.opset_imports.get("", 0)
     if opset < LEAST_OPSET:
@@ -73,11 +69,10 @@ def quantisable(
             "model again, or convert it with onnx.version_converter"
         )
     infer_types(model)
-    kept = named_nodes(model.graph, paths or {}, islands)
     return {
         node.name or "": data.name or ""
         for node in model.graph
-        if node not in kept
+        if node.name not in islands
         for data in [_data_of(node)]
         if data is not None
     }

@@ -24,10 +24,12 @@ from calibration.ranges import RANGES_FILE, stored_ranges
 from compiler import CompileOptions, assemble, compile_model, int8, pipeline, quantised_proof
 from compiler.cli import main
 from compiler.images import parse_image
+from compiler.passes.half import convert_nodes_to_half
 from compiler.passes.quantise import quantisable, quantise
 from compiler.whole import WholeRun
 from engines.backend import open_backend
 from engines.errors import EmitError, TraceError
+from engines.plans import PlanStore
 from engines.program import Program
 from tests.models import torch_models
 
@@ -190,20 +192,136 @@ def uneven(rows):
 
 def test_sensitive_nodes_stay_in_float32(compile_, tmp_path):
     np.savez(tmp_path / "d.npz", input=uneven(10))
-    given = {"calibrate": str(tmp_path / "d.npz"), "ranges": "minmax"}
+    given = {"calibrate": str(tmp_path / "d.npz"), "ranges": "minmax", "sensitive": "fp32"}
     bundle = compile_(sensitive(), **given)
     record = bundle.manifest.quantisation
     (first, second) = [n.name for n in graph_of(bundle).node if n.op_type == "Conv"]
     assert list(record.kept) == [first]
     assert record.quantised == (second,)
     assert record.kept[first] > 0.005 >= record.error
+    assert record.floats == {first: "fp32"}
+    assert "FLOAT16" not in types_of(bundle).values()
     every = compile_(sensitive(), name="every", max_int8_error=1.0, **given)
     assert every.manifest.quantisation.kept == {}
     assert every.manifest.quantisation.error > 0.005
 
 
+def types_of(bundle):
+    """Type of every initialiser, and of what every Cast gives."""
+    graph = graph_of(bundle)
+    found = {t.name: TensorProto.DataType.Name(t.data_type) for t in graph.initializer}
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    kinds = {node.output[0]: node.attribute[0].i for node in casts}
+    return {**found, **{name: TensorProto.DataType.Name(kind) for name, kind in kinds.items()}}
+
+
+def test_sensitive_nodes_compute_in_float16_where_that_is_within_the_error(compile_, tmp_path):
+    np.savez(tmp_path / "d.npz", input=uneven(10))
+    bundle = compile_(sensitive(), calibrate=str(tmp_path / "d.npz"), ranges="minmax")
+    record = bundle.manifest.quantisation
+    (first, second) = [n.name for n in graph_of(bundle).node if n.op_type == "Conv"]
+    assert list(record.kept) == [first]
+    assert record.quantised == (second,)
+    assert record.floats == {first: "fp16"}
+    assert 0 < record.error <= 0.005 < record.kept[first]
+    types = types_of(bundle)
+    assert types["0.weight"] == types["0.bias"] == types["input_float16"] == "FLOAT16"
+    assert types["2.weight_int8"] == "INT8"
+    assert types["2.bias"] == "FLOAT"
+    assert "float16" in {spec.dtype for spec in bundle.manifest.tensors.values()}
+    with Program(bundle, open_backend("ort")) as program:
+        assert all(parity.ok for parity in verify_cuts(program))
+    shown = CliRunner().invoke(bundle_main, ["verify", str(bundle.folder)])
+    assert f"nodes: 1 nodes in int8, 1 in fp16 ({first})" in shown.stdout
+    machine = CliRunner().invoke(bundle_main, ["verify", str(bundle.folder), "--json"])
+    assert json.loads(machine.stdout)["precisions"] == {first: "fp16", second: "int8"}
+    seen = CliRunner().invoke(bundle_main, ["inspect", str(bundle.folder)])
+    assert f"1 in fp16 ({first})" in seen.stdout
+
+
+class Loud(nn.Module):
+    """Two sensitive convolutions, of which the first gives values beyond float16."""
+
+    def __init__(self, size):
+        super().__init__()
+        (one, relu, _), _ = sensitive()
+        two = sensitive()[0][0]
+        self.one, self.two, self.relu = one, two, relu
+        self.three = nn.Conv2d(4, 4, 3, padding=1)
+        self.size = size
+
+    def forward(self, x):
+        loud = self.one(x * self.size) * (1 / self.size)
+        return self.three(self.relu(loud + self.two(x)))
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(1.0, ["fp16"]), (1e4, ["fp32", "fp16"])])
+def test_a_sensitive_node_that_float16_spoils_stays_in_float32(compile_, tmp_path, size, wanted):
+    data = uneven(10) / 100
+    np.savez(tmp_path / "d.npz", x=data)
+    torch.manual_seed(0)
+    built = Loud(size).eval(), (torch.zeros(1, 4, 12, 12),)
+    given = {"calibrate": str(tmp_path / "d.npz"), "ranges": "minmax", "max_int8_error": 2e-4}
+    record = compile_(built, **given).manifest.quantisation
+    assert [kind for _, kind in sorted(record.floats.items())] == wanted
+    assert sorted(record.floats) == sorted(record.kept)
+    assert record.error <= 2e-4
+
+
+def test_a_value_beyond_float16_in_any_sample_counts(compile_, tmp_path):
+    data = uneven(40)
+    data[-1, :, 3, 5, 5] = 100_000  # in a sample that graphs are not compared on
+    np.savez(tmp_path / "d.npz", input=data)
+    bundle = compile_(sensitive(), calibrate=str(tmp_path / "d.npz"), ranges="minmax")
+    assert set(bundle.manifest.quantisation.floats.values()) == {"fp32"}
+
+
+def test_fewest():
+    errors = [0.9, 0.5, 0.2, 0.04, 0.03, 0.0]
+    assert int8._fewest(errors.__getitem__, 5, 0.05, 0.0) == (3, 0.04)
+    assert int8._fewest(errors.__getitem__, 5, 0.01, 0.0) == (5, 0.0)
+    assert int8._fewest(errors.__getitem__, 1, 0.01, 0.7) == (1, 0.7)
+
+
+def test_nodes_in_float16_by_name(compile_):
+    bundle = compile_(torch_models.residual(), fp16=("second", "first"), fp32=("first",))
+    record = bundle.manifest.quantisation
+    assert sorted(record.floats.values()) == ["fp16", "fp32"]
+    assert record.kept == {}
+    types = types_of(bundle)
+    assert types["second.weight"] == "FLOAT16"
+    assert types["first.weight"] == "FLOAT"
+    assert types["stem.weight_int8"] == "INT8"
+    assert {spec.dtype for spec in bundle.manifest.outputs} == {"float32"}
+    with pytest.raises(TraceError, match=r"--fp16: no such node.*'third' \(did you mean "):
+        compile_(torch_models.residual(), fp16=("third",))
+
+
+def test_what_lies_between_two_nodes_in_float16_is_too():
+    nodes = [
+        h.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        h.make_node("Sigmoid", ["a"], ["s"], name="sigmoid"),
+        h.make_node("Mul", ["a", "s"], ["b"], name="mul"),
+        h.make_node("MatMul", ["b", "w"], ["c"], name="two"),
+        h.make_node("Relu", ["c"], ["d"], name="relu"),
+        h.make_node("Add", ["d", "x"], ["y"], name="add"),
+    ]
+    model = ir.serde.deserialize_model(
+        model_of(nodes, {"x": [1, 8]}, {"y": [1, 8]}, {"w": floats(8, 8)})
+    )
+    aliases, done = convert_nodes_to_half(model, {}, ["one", "two"])
+    assert done == ("one", "sigmoid", "mul", "two")
+    assert aliases == {"x_float16": "x", "c_float32": "c"}
+    made = ir.serde.serialize_model(model)
+    onnx.checker.check_model(made, full_check=True)
+    assert [n.op_type for n in made.graph.node].count("Cast") == 2
+    taken = {n.name: list(n.input) for n in made.graph.node}
+    assert taken["add"] == ["d", "x"]
+    assert taken["relu"] == ["c_float32"]
+
+
 def test_an_error_that_nothing_can_keep_is_refused(compile_):
-    with pytest.raises(TraceError, match="every node would have to stay in float32") as raised:
+    with pytest.raises(TraceError, match="every node would have to stay out of int8") as raised:
         compile_(torch_models.chain(), max_int8_error=0.0)
     assert "\n" not in str(raised.value)
 
@@ -229,7 +347,7 @@ def test_wrong_scales_fail_the_proof(compile_, monkeypatch):
     text = str(raised.value)
     for said in ("1 - cosine", "at most 0.1", "relative RMS", "largest difference", "12 given"):
         assert said in text
-    for remedy in ("(--fp32 ", "more samples", "--ranges (mse given)", "(--metric)"):
+    for remedy in ("(--fp16 ", "--fp32)", "more samples", "--ranges (mse given)", "(--metric)"):
         assert remedy in text
     assert "--seed" not in text
     assert "--opset" not in text
@@ -337,6 +455,8 @@ def test_what_cannot_be_quantised(compile_, tmp_path):
         ({"ranges": "entropy"}, "--ranges: expected one of minmax, percentile, mse"),
         ({"max_int8_error": 2.0}, "--max-int8-error: expected 0 to 1"),
         ({"metric": "hmean"}, "--metric: expected one of top1, cosine, rms, max, or module:"),
+        ({"sensitive": "bf16"}, "--sensitive: expected one of fp16, fp32"),
+        ({"fp16": ("a",)}, "--fp16: expected with --precision int8, given fp32"),
         ({"samples": 3}, "--samples: expected with --calibrate"),
         ({"samples": 0, "calibrate": "d"}, "--samples: expected 1 or more"),
     ],
@@ -505,6 +625,43 @@ def test_plans_of_a_quantised_graph(compile_):
     assert (target.precision, target.compute_capabilities) == ("int8", ("sm86", "sm89"))
 
 
+def test_plans_of_a_graph_of_three_precisions(compile_):
+    trt = pytest.importorskip("tensorrt_rtx")
+    bundle = compile_(torch_models.residual(), cuts="2", fp16=("second",), fp32=("first",))
+    kinds = set(types_of(bundle).values())
+    assert {"INT8", "FLOAT16", "FLOAT"} <= kinds
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(bundle.path(bundle.manifest.graph)))
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    gives = {
+        layer.name: layer.get_output(0).dtype
+        for layer in layers
+        if layer.type == trt.LayerType.CONVOLUTION
+    }
+    # Strongly typed: the plan computes each of them in the type that the graph says.
+    assert sorted(str(kind) for kind in gives.values()) == [
+        "DataType.FLOAT",
+        "DataType.FLOAT",
+        "DataType.HALF",
+    ]
+    assert builder.build_serialized_network(network, builder.create_builder_config()) is not None
+    planned = compile_(
+        torch_models.residual(),
+        name="planned",
+        cuts="2",
+        fp16=("second",),
+        fp32=("first",),
+        targets=("tensorrt-rtx:sm86,sm89",),
+    )
+    target = planned.manifest.targets["tensorrt-rtx"]
+    assert (target.precision, target.compute_capabilities) == ("int8", ("sm86", "sm89"))
+    headers = PlanStore(planned.folder / target.plans).headers()
+    assert "int8" in {header.precision for header in headers}
+
+
 def test_bounded_divisions_are_in_the_error_budget(compile_, tmp_path):
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()]
@@ -534,7 +691,7 @@ def test_command_line(tmp_path):
     text = CliRunner().invoke(
         main, [*arguments, "--calibrate", str(tmp_path / "d.npz"), "--samples", "4"]
     )
-    assert "3 of 3 nodes in int8" in text.stdout
+    assert "3 nodes in int8; 1 - cosine" in text.stdout
     assert "only 4 samples" in text.stderr
     refused = CliRunner().invoke(main, [*arguments, "--calibrate", "nothing.npz"])
     assert refused.exit_code == 1
