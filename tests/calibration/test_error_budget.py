@@ -139,7 +139,7 @@ def test_a_codec_whose_library_is_missing_says_so(bundle, data, monkeypatch):
     [
         (("--codec", "jpeg"), "codec 'jpeg': expected absent, bitpack, half, identity"),
         (("--cut", "00000000"), "cut '00000000': not in bundle"),
-        (("--metric", "f1"), "--metric 'f1': expected one of top1, cosine, max"),
+        (("--metric", "f1"), "--metric 'f1': expected one of top1, cosine, rms, max"),
         (("--reference", "nowhere"), "nowhere"),
     ],
 )
