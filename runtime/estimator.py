@@ -26,6 +26,7 @@ from runtime.busy import MIN_SAMPLE_BYTES, BusyPeriods, Sample
 from runtime.evidence import (
     Connected,
     Evidence,
+    Exchange,
     Lost,
     QueueTime,
     Reading,
@@ -40,6 +41,9 @@ __all__ = ["LinkEstimate", "LinkEstimator", "LinkState"]
 
 _RTT_WEIGHT = 0.1
 _SHORTEST_S = 1e-6
+
+_SHORT_S = 0.03
+"""Of a longer transmission the error of the goodput hides what a request takes beside it."""
 
 _LONG = 2.0
 _LONG_IF_SMALL = 4.0
@@ -57,7 +61,8 @@ class LinkEstimate:
     Attributes:
         goodput_bps: Payload bits per second, up and down together, quick to fall and slow to
             rise; none while unknown.
-        rtt_s: Round trip of a message without payload, in seconds.
+        rtt_s: Round trip of a request without payload, in seconds: that of a message, and what
+            threads and copies at both ends take.
         samples: Samples that the goodput rests on.
         quantiles_bps: Goodput at each of ``runtime.goodput.QUANTILES``; empty while unknown.
         state: Whether the link is up, degraded or down.
@@ -116,6 +121,7 @@ class LinkEstimator:
         self._last: Optional[Reading] = None
         self._rtt_s: Optional[float] = None
         self._new = True
+        self._handling_s = 0.0
         self._queue_s = 0.0
         self._queue_at_s = 0.0
         self._newest_s = 0.0
@@ -133,7 +139,7 @@ class LinkEstimator:
         with self._lock:
             return LinkEstimate(
                 goodput_bps=self._level.goodput_bps,
-                rtt_s=self._rtt_s or 0.0,
+                rtt_s=(self._rtt_s or 0.0) + self._handling_s,
                 samples=self._level.samples,
                 quantiles_bps=self._level.quantiles_bps(now_s),
                 state=self._states.state,
@@ -155,6 +161,8 @@ class LinkEstimator:
                 return self._reading(evidence)
             if isinstance(evidence, Transfer):
                 return self._transfer(evidence)
+            if isinstance(evidence, Exchange):
+                return self._exchange(evidence)
             if isinstance(evidence, RoundTrip):
                 self._round_trip(evidence.seconds)
             elif isinstance(evidence, QueueTime):
@@ -199,6 +207,15 @@ class LinkEstimator:
         on_link_s = max(seconds if at_least else seconds - rtt_s, _SHORTEST_S)
         bits = 8.0 * transfer.payload_bytes
         self._sample(Sample(transfer.at_s, bits / on_link_s, on_link_s, at_least))
+        return True
+
+    def _exchange(self, exchange: Exchange) -> bool:
+        """Learn what a request takes beside its transmission, where that does not hide it."""
+        goodput_bps = self._level.goodput_bps
+        on_link_s = 8.0 * exchange.payload_bytes / goodput_bps if goodput_bps else math.inf
+        if on_link_s <= _SHORT_S:
+            beside_s = max(exchange.seconds - on_link_s - (self._rtt_s or 0.0), 0.0)
+            self._handling_s += _RTT_WEIGHT * (min(beside_s, _SHORT_S) - self._handling_s)
         return True
 
     def _sample(self, sample: Sample) -> None:

@@ -14,6 +14,7 @@ import msgspec
 __all__ = [
     "Connected",
     "Evidence",
+    "Exchange",
     "Lost",
     "QueueTime",
     "Reading",
@@ -64,6 +65,21 @@ class Transfer(msgspec.Struct, frozen=True, tag="transfer"):
     seconds: float
 
 
+class Exchange(msgspec.Struct, frozen=True, tag="exchange"):
+    """A whole request as the robot saw it, where no other was under way.
+
+    Attributes:
+        at_s: When it ended.
+        payload_bytes: Bytes that went up and came back.
+        seconds: From when it was ready to be coded to when the answer was in the hands of who had
+            waited for it, less the time that the server had the request.
+    """
+
+    at_s: float
+    payload_bytes: int
+    seconds: float
+
+
 class RoundTrip(msgspec.Struct, frozen=True, tag="round_trip"):
     """The round trip of a message without payload."""
 
@@ -91,7 +107,7 @@ class Lost(msgspec.Struct, frozen=True, tag="lost"):
     why: str
 
 
-Evidence = Union[Reading, Transfer, RoundTrip, QueueTime, Connected, Lost]
+Evidence = Union[Reading, Transfer, Exchange, RoundTrip, QueueTime, Connected, Lost]
 
 _DECODER: "msgspec.json.Decoder[Evidence]" = msgspec.json.Decoder(Evidence)
 

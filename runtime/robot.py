@@ -54,6 +54,7 @@ from engines.stripe_plans import is_lossy
 from engines.tensors import Array
 from runtime.codec_policy import open_policy
 from runtime.courses import Course
+from runtime.evidence import Exchange
 from runtime.frames import taken_of
 from runtime.hedging import promise
 from runtime.inflight import Frames
@@ -506,6 +507,7 @@ class Robot:
     ) -> Result:
         answer, remote = end.answer, course.stripes > 0
         head_s, robot_s = robot_s, robot_s + end.alone_s
+        self._learn(course, decision, end)
         server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
@@ -550,6 +552,16 @@ class Robot:
             and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
             codecs=codecs,
         )
+
+    def _learn(self, course: Course, decision: Decision, end: Finish) -> None:
+        """Tell the estimator what a whole request took."""
+        answer, link = end.answer, self.link
+        if answer is None or link is None or decision.plan is not None or link.under_way:
+            return
+        server_s = answer.result.queue_s + answer.result.compute_s
+        total = course.bytes_up + answer.bytes_down
+        seconds = max(end.waited_s - server_s, 0.0)
+        link.estimator.take(Exchange(time.monotonic(), total, seconds))
 
     def _connect(self, host: str, port: int) -> None:
         self.link = link = Link(

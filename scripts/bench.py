@@ -79,9 +79,15 @@ def _parts(rows: list[Row]) -> Table | None:
     table = Table("workload", "value", "ratio", *titles)
     for row in rows:
         cells = [row.more.get(title, "") for title in titles]
-        shown = [f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        shown = [_cell(cell) for cell in cells]
         table.add_row(row.workload, f"{row.value:.2f}", f"{row.ratio:.3f}", *shown)
     return table
+
+
+def _cell(cell: object) -> str:
+    if cell is None:
+        return "-"
+    return f"{cell:.2f}" if isinstance(cell, float) else str(cell)
 
 
 if __name__ == "__main__":

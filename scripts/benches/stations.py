@@ -196,6 +196,7 @@ def _infer(text: str) -> None:
         backend=station.backend,
         threads=station.threads,
         patience_s=20.0,
+        hedge=False,  # a plan is measured, not what the robot does beside it
     ) as robot:
         manifest = robot.bundle.manifest
         inputs = {spec.name: values[spec.name] for spec in manifest.inputs}

@@ -9,6 +9,7 @@ from runtime.estimator import LinkEstimate, LinkEstimator, LinkState
 from runtime.evidence import (
     Connected,
     Evidence,
+    Exchange,
     Lost,
     QueueTime,
     Reading,
@@ -319,3 +320,15 @@ def test_a_new_connection_may_be_better_at_once_but_a_rise_may_not() -> None:
     level.renew()
     level.take(Sample(2.03, 80e6, 0.01, False))
     assert level.goodput_bps == pytest.approx(80e6)
+
+
+def test_what_a_request_takes_beside_its_transmission_is_learned() -> None:
+    estimator = LinkEstimator()
+    estimator.take(Connected(0.0))
+    estimator.take(RoundTrip(0.1, 0.001))
+    estimator.take(Transfer(0.2, 1_000_000, 0.101))
+    for number in range(100):  # 100 kB at 80 Mbps are 10 ms, then 1 ms of round trip and 3 more
+        estimator.take(Exchange(1.0 + number, 100_000, 0.014))
+    assert estimator.estimate.rtt_s == pytest.approx(0.004, rel=0.05)
+    estimator.take(Exchange(200.0, 10_000_000, 9.0))
+    assert estimator.estimate.rtt_s == pytest.approx(0.004, rel=0.05), "too long to tell"
