@@ -81,6 +81,11 @@ def firm_limit_s(objective: Objective, local_s: float) -> Optional[float]:
     return None
 
 
+def hedged_in_time(plans: PreparedPlans, objective: Objective) -> bool:
+    """Whether the robot's hedge keeps a deadline whatever becomes of the answer."""
+    return plans.local_s <= IN_TIME * objective.limit
+
+
 def alone_bound(objective: Objective, local_s: float, in_flight: int = 1) -> Bound:
     """Return what is promised where the robot works alone."""
     limit_s = firm_limit_s(objective, local_s)
@@ -105,15 +110,14 @@ def hedges_j(plans: PreparedPlans, objective: Objective, latencies_s: Array) -> 
     Args:
         plans: All choices.
         objective: What to be best at.
-        latencies_s: What every choice is expected to take.
+        latencies_s: What every choice takes; a row for each case, all as likely as the others.
     """
     limit_s = firm_limit_s(objective, plans.local_s)
     if limit_s is None or not math.isfinite(limit_s):
         return np.zeros(len(plans.choices))
     begin_s = np.maximum(limit_s - MARGIN * plans.rest_s, 0.0)
-    beside_s = np.clip(np.where(np.isfinite(latencies_s), latencies_s, 0.0) - begin_s, 0.0, None)
-    power = plans.power.compute - plans.power.idle
-    spent: Array = power * np.minimum(beside_s, plans.rest_s)
+    beside_s = np.minimum(np.maximum(latencies_s - begin_s, 0.0), plans.rest_s)
+    spent: Array = (plans.power.compute - plans.power.idle) * beside_s.mean(axis=0)
     return spent
 
 

@@ -190,14 +190,20 @@ class PreparedPlans:
         Returns:
             Seconds and joules; both infinite where a choice is not possible.
         """
+        latencies = self.spread_s(goodputs_bps, rtt_s, queue_s).mean(axis=0)
+        per_bit_s = sum(1.0 / bps for bps in goodputs_bps) / len(goodputs_bps)
+        return latencies, self._energies_j(latencies, per_bit_s, rtt_s)
+
+    def spread_s(self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0) -> Array:
+        """Return the latency of every choice at each of some goodputs: a row a goodput."""
         per_bit_s = 1.0 / np.asarray(goodputs_bps, np.float64)
         fixed = self._seconds + self._round_trips * rtt_s
         if queue_s:
             fixed += self._queues * queue_s
         ways = np.multiply.outer(per_bit_s, self._bits)
         ways += fixed
-        latencies: Array = np.maximum.reduceat(ways, self._starts, axis=1).mean(axis=0)
-        return latencies, self._energies_j(latencies, float(per_bit_s.mean()), rtt_s)
+        latencies: Array = np.maximum.reduceat(ways, self._starts, axis=1)
+        return latencies
 
     def needed_bps(self, limit_s: float, rtt_s: float, queue_s: float = 0.0) -> Array:
         """Return the least goodput at which every choice takes no longer than a limit.

@@ -8,10 +8,11 @@ Theory of operation:
 2. *Expected* latency and energy are means over five goodputs, the middles of five parts of equal
    probability.
 3. ``latency:p95`` is the latency at the goodput that 95% of inferences exceed.
-4. ``deadline=D`` is kept by what takes no longer than D at the goodput that 99% exceed; of that,
-   the least expected energy. Where nothing keeps it, the choice that needs the least goodput is
-   the most likely to. Where even the 99% goodput is not enough for any, the least expected
-   latency.
+4. ``deadline=D`` is kept by whatever the robot itself can see to, where it is promised
+   (``calibration.bounds``): of that, the least expected energy. Elsewhere it is kept by what takes
+   no longer than D at the goodput that 99% exceed; of that, the least expected energy. Where
+   nothing keeps it, the choice that needs the least goodput is the most likely to. Where even the
+   99% goodput is not enough for any, the least expected latency.
 5. ``energy-budget=E``: of what is expected to take E or less, the least expected latency; where
    nothing does, the least expected energy.
 6. ``rate``: the shortest time from result to result at the median goodput; of equals the least
@@ -31,7 +32,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from calibration.bounds import hedges_j, keeps
+from calibration.bounds import hedged_in_time, hedges_j, keeps
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
 from calibration.prepared import Choice, PreparedPlans
@@ -87,6 +88,7 @@ def rank(
     serial: bool = False,
     in_flight: Optional[int] = None,
     promised: bool = True,
+    price_hedges: bool = False,
 ) -> Ranking:
     """Judge all choices; tens of microseconds for some hundreds of them.
 
@@ -99,6 +101,7 @@ def rank(
         constraints: What a choice may not do.
         serial: Only serial cuts.
         in_flight: Inferences under way at a time, for the rate; none for enough of them.
+        price_hedges: Count the robot's hedges in the energy though no choice depends on it.
         promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
     forbidden = _forbidden(plans, constraints, serial=serial)
@@ -106,10 +109,12 @@ def rank(
     if kept is not None:
         forbidden = forbidden | ~kept
     outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
-    if kept is not None:
-        outlook.energies_j = outlook.energies_j + hedges_j(plans, objective, outlook.latencies_s)
+    if kept is not None and (price_hedges or objective.kind == "deadline"):
+        outlook.energies_j = outlook.energies_j + outlook.hedges_j(objective)
     bounded: Optional[Array] = None
-    if objective.kind == "deadline":
+    if objective.kind == "deadline" and kept is not None and hedged_in_time(plans, objective):
+        bounded = np.where(kept, 0.0, np.inf)  # the robot itself sees to it
+    elif objective.kind == "deadline":
         bounded = outlook.latencies_at(1 - DEADLINE_KEPT)
     elif objective.kind == "energy-budget":
         bounded = outlook.energies_j
@@ -151,9 +156,13 @@ class _Outlook:
         self.plans, self.goodput_at = plans, goodput_at
         self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
         goodputs = [goodput_at(part) for part in EXPECTED_AT]
-        if goodputs[0] == goodputs[-1]:
-            goodputs = goodputs[:1]
-        self.latencies_s, self.energies_j = plans.expected(goodputs, rtt_s, queue_s)
+        self.goodputs = goodputs[:1] if goodputs[0] == goodputs[-1] else goodputs
+        self.latencies_s, self.energies_j = plans.expected(self.goodputs, rtt_s, queue_s)
+
+    def hedges_j(self, objective: Objective) -> Array:
+        """Return the energy that is expected to go into the robot's hedge."""
+        latencies = self.plans.spread_s(self.goodputs, self.rtt_s, self.queue_s)
+        return hedges_j(self.plans, objective, latencies)
 
     def latencies_at(self, part: float) -> Array:
         """Return all latencies at a quantile of the goodput."""

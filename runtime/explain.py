@@ -130,6 +130,7 @@ def explain(situation: Situation) -> Explanation:
         serial=situation.serial,
         in_flight=situation.in_flight,
         promised=situation.promised,
+        price_hedges=True,
     )
     kept = keeps(plans, situation.objective) if situation.promised else None
     # At this goodput a serial choice's parts add up to its expected latency.

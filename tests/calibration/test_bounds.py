@@ -12,9 +12,10 @@ from calibration.objectives import Objective, parse_objective
 from calibration.plan_tasks import Pricer
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
+from calibration.ranking import rank
 from calibration.segment_times import SegmentTimes
 from engines.stripe_plans import StripePlan
-from tests.hand_tables import HEAD_S, LAST, MODEL, PLANS, ROBOT, SERVER
+from tests.hand_tables import HEAD_S, LAST, MODEL, PLANS, ROBOT, SERVER, Steps
 from tests.striped import Layer, chain
 
 LATENCY = Objective()
@@ -140,3 +141,15 @@ def test_the_rest_of_a_plan_is_what_the_server_had_of_it() -> None:
     shares = [rest_s(robot) for robot in range(5)]
     assert shares == sorted(shares, reverse=True)
     assert np.all(np.isfinite(shares))
+
+
+def test_a_deadline_that_the_hedge_keeps_leaves_every_choice() -> None:
+    """At 1 Mbps in bad times the frame would be late; the robot begins itself, and in time."""
+    link = Steps(0.5e6, 100e6, 0.05)
+    at = {"goodput_at": link.quantile, "rtt_s": 0.0}
+    hedged = rank(PLANS, parse_objective("deadline=1250ms"), **at)
+    assert hedged.within is not None
+    assert hedged.within.all()
+    assert hedged.best == 0
+    alone = rank(PLANS, parse_objective("deadline=1250ms"), **at, promised=False)
+    assert alone.best != 0
