@@ -10,9 +10,11 @@ import functools
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Optional, TypeVar
+from typing import Any, Callable, Iterator, List, Optional, TypeVar
 
 import click
 from rich.console import Console
@@ -21,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.errors import SplitError
 
-__all__ = ["command_options", "print_json", "progress_bar", "stderr"]
+__all__ = ["command_options", "interruptible", "print_json", "progress_bar", "stderr"]
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells give it: 128 + SIGINT."""
@@ -66,6 +68,33 @@ def command_options(function: F) -> F:
 def print_json(value: Any) -> None:
     """Print one JSON value on stdout."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Make sure that Ctrl-C ends a loop, wherever it comes.
+
+    Python raises it in the middle of whatever runs. Where that is called by a library that drops
+    exceptions it would be lost; what is yielded raises it again, at the next turn of the loop.
+    """
+    came: List[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from calibration.verify_cli import print_parity
 from engines.backend import BACKENDS, BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import PLANNED, device_store, open_bundle_backend
-from engines.console import command_options, print_json, progress_bar
+from engines.console import command_options, interruptible, print_json, progress_bar
 from engines.errors import UnansweredError
 from engines.program import Program
 from engines.tensors import Array
@@ -307,8 +307,10 @@ def infer(
                 source=samples,
             )
         )
+        check_interrupted = stack.enter_context(interruptible())
         for name, result in _results(robot, samples.take(count), in_flight):
             told.add(name, result)
+            check_interrupted()
     sys.exit(1 if told.summary.failures or told.summary.unreadable else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
@@ -24,6 +25,7 @@ from calibration.parity import seeded_inputs
 from calibration.plan_text import plan_text
 from engines.backend import BackendOptions, open_backend
 from engines.bundle import Bundle
+from engines.console import interruptible
 from engines.errors import EngineError
 from engines.program import Program
 from engines.replay_table import ReplayTable
@@ -506,3 +508,13 @@ def test_the_rate_that_is_expected_is_shown(toy: Bundle, server: Server, tmp_pat
     assert result.stdout.count("a second expected") == len(expected)
     refused = _run("infer", toy.folder, "--source", "random:1", "--objective", "speed")
     assert refused.exit_code == 1
+
+
+def test_a_ctrl_c_that_a_library_drops_ends_the_loop_all_the_same() -> None:
+    with interruptible() as check:
+        check()
+        with contextlib.suppress(KeyboardInterrupt):  # as a library's callback would
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
