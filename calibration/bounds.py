@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, TypeVar
 
 import numpy as np
 
@@ -39,9 +39,12 @@ __all__ = [
     "bound_of",
     "firm_limit_s",
     "hedge_j",
+    "hedged_in_time",
     "hedges_j",
     "keeps",
 ]
+
+Seconds = TypeVar("Seconds", float, Array)
 
 LOCAL = 1.2
 MARGIN = 1.1
@@ -76,14 +79,14 @@ def firm_limit_s(objective: Objective, local_s: float) -> Optional[float]:
     if objective.kind == "latency":
         return LOCAL * local_s
     if objective.kind == "deadline":
-        in_time = local_s <= IN_TIME * objective.limit
+        in_time = _in_time(objective, local_s)
         return objective.limit if in_time else max(objective.limit, LOCAL * local_s)
     return None
 
 
 def hedged_in_time(plans: PreparedPlans, objective: Objective) -> bool:
     """Whether the robot's hedge keeps a deadline whatever becomes of the answer."""
-    return plans.local_s <= IN_TIME * objective.limit
+    return objective.kind == "deadline" and _in_time(objective, plans.local_s)
 
 
 def alone_bound(objective: Objective, local_s: float, in_flight: int = 1) -> Bound:
@@ -115,9 +118,9 @@ def hedges_j(plans: PreparedPlans, objective: Objective, latencies_s: Array) -> 
     limit_s = firm_limit_s(objective, plans.local_s)
     if limit_s is None or not math.isfinite(limit_s):
         return np.zeros(len(plans.choices))
-    begin_s = np.maximum(limit_s - MARGIN * plans.rest_s, 0.0)
+    begin_s = np.maximum(_latest_s(limit_s, plans.rest_s), 0.0)
     beside_s = np.minimum(np.maximum(latencies_s - begin_s, 0.0), plans.rest_s)
-    spent: Array = (plans.power.compute - plans.power.idle) * beside_s.mean(axis=0)
+    spent: Array = _extra_w(plans) * beside_s.mean(axis=0)
     return spent
 
 
@@ -127,7 +130,7 @@ def hedge_j(plans: PreparedPlans, prediction: Prediction, bound: Optional[Bound]
         return 0.0
     rest_s = plans.choice(prediction.cut, prediction.plan).work.rest_s
     beside_s = min(max(prediction.latency_s - bound.hedge_s, 0.0), rest_s)
-    return (plans.power.compute - plans.power.idle) * beside_s
+    return _extra_w(plans) * beside_s
 
 
 def bound_of(
@@ -158,7 +161,21 @@ def bound_of(
         limit_s = hedge_s + MARGIN * local_s
     else:
         rest_s = plans.choice(prediction.cut, prediction.plan).work.rest_s
-        hedge_s = max(limit_s - MARGIN * rest_s, 0.0)
+        hedge_s = max(_latest_s(limit_s, rest_s), 0.0)
         if objective.kind == "latency" and late_s is not None:
             hedge_s = min(hedge_s, late_s + rest_s)
     return Bound(limit_s * in_flight, hedge_s * in_flight)
+
+
+def _in_time(objective: Objective, local_s: float) -> bool:
+    return local_s <= IN_TIME * objective.limit
+
+
+def _latest_s(limit_s: float, rest_s: Seconds) -> Seconds:
+    """Return the latest time to begin with what is left, to be done by a limit."""
+    return limit_s - MARGIN * rest_s
+
+
+def _extra_w(plans: PreparedPlans) -> float:
+    """Return the power that computing draws on top of waiting."""
+    return plans.power.compute - plans.power.idle

@@ -190,9 +190,19 @@ class PreparedPlans:
         Returns:
             Seconds and joules; both infinite where a choice is not possible.
         """
-        latencies = self.spread_s(goodputs_bps, rtt_s, queue_s).mean(axis=0)
+        latencies: Array = self.spread_s(goodputs_bps, rtt_s, queue_s).mean(axis=0)
+        return latencies, self.expected_j(latencies, goodputs_bps, rtt_s)
+
+    def expected_j(self, latencies_s: Array, goodputs_bps: Sequence[float], rtt_s: float) -> Array:
+        """Return the mean energy of every choice over some goodputs.
+
+        Args:
+            latencies_s: Its mean latency over them.
+            goodputs_bps: As for :meth:`expected`.
+            rtt_s: The same.
+        """
         per_bit_s = sum(1.0 / bps for bps in goodputs_bps) / len(goodputs_bps)
-        return latencies, self._energies_j(latencies, per_bit_s, rtt_s)
+        return self._energies_j(latencies_s, per_bit_s, rtt_s)
 
     def spread_s(self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0) -> Array:
         """Return the latency of every choice at each of some goodputs: a row a goodput."""

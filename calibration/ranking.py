@@ -112,7 +112,7 @@ def rank(
     if kept is not None and (price_hedges or objective.kind == "deadline"):
         outlook.energies_j = outlook.energies_j + outlook.hedges_j(objective)
     bounded: Optional[Array] = None
-    if objective.kind == "deadline" and kept is not None and hedged_in_time(plans, objective):
+    if kept is not None and hedged_in_time(plans, objective):
         bounded = np.where(kept, 0.0, np.inf)  # the robot itself sees to it
     elif objective.kind == "deadline":
         bounded = outlook.latencies_at(1 - DEADLINE_KEPT)
@@ -156,13 +156,15 @@ class _Outlook:
         self.plans, self.goodput_at = plans, goodput_at
         self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
         goodputs = [goodput_at(part) for part in EXPECTED_AT]
-        self.goodputs = goodputs[:1] if goodputs[0] == goodputs[-1] else goodputs
-        self.latencies_s, self.energies_j = plans.expected(self.goodputs, rtt_s, queue_s)
+        if goodputs[0] == goodputs[-1]:
+            goodputs = goodputs[:1]
+        self._spread_s = plans.spread_s(goodputs, rtt_s, queue_s)
+        self.latencies_s: Array = self._spread_s.mean(axis=0)
+        self.energies_j = plans.expected_j(self.latencies_s, goodputs, rtt_s)
 
     def hedges_j(self, objective: Objective) -> Array:
         """Return the energy that is expected to go into the robot's hedge."""
-        latencies = self.plans.spread_s(self.goodputs, self.rtt_s, self.queue_s)
-        return hedges_j(self.plans, objective, latencies)
+        return hedges_j(self.plans, objective, self._spread_s)
 
     def latencies_at(self, part: float) -> Array:
         """Return all latencies at a quantile of the goodput."""
