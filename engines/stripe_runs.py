@@ -47,6 +47,10 @@ class HeadRun:
         plan: A valid plan.
         inputs: The model's inputs by name; held until the end.
 
+    Attributes:
+        done: Stripes that were computed.
+        robot: Stripes that are the robot's.
+
     Raises:
         TensorMismatchError: An input does not fit.
         EngineError: A form cannot be loaded.
@@ -71,6 +75,7 @@ class HeadRun:
         self._collected = sorted((known & outputs).union(self._frontier))
         self._parts: Dict[str, List[Array]] = {name: [] for name in self._collected}
         self.done = 0
+        self.robot = plan.robot
 
     def raw(self, stripe: int) -> Dict[str, Array]:
         """Return the inputs' rows that a raw stripe consists of, with its halo: views."""
@@ -114,6 +119,14 @@ class HeadRun:
             name: np.concatenate(parts, self._striping.tensors[name].axis)
             for name, parts in self._parts.items()
         }
+
+    def alone(self) -> Dict[str, Array]:
+        """Finish the head, then run the tail here; returns the outputs.
+
+        Raises:
+            EngineError: The backend failed.
+        """
+        return self._program.run(self.finish(), self._plan.cut, self._program.last)
 
     def known(self) -> Dict[str, Array]:
         """Return the model's outputs that the head gave, once it is done."""

@@ -10,15 +10,14 @@ run while the answer is awaited (``runtime.race``).
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Mapping, Optional, Protocol
+from typing import Callable, Dict, Generic, Mapping, Optional, Protocol, TypeVar
 
 from engines.bounded_runs import BoundedHeadRun
 from engines.errors import LinkError
 from engines.program import Program
 from engines.row_runs import TopRun
-from engines.stripe_plans import BoundedPlan, Plan, RowPlan, StripePlan, messages, mode_of
+from engines.stripe_plans import Plan, messages, mode_of
 from engines.stripe_runs import HeadRun
-from engines.striped import StripedProgram
 from engines.tensors import Array
 from runtime.link import Link
 from runtime.payload import NO_CODECS
@@ -27,6 +26,8 @@ from runtime.sender import Sender
 from runtime.transport import Deadline
 
 __all__ = ["BoundedCourse", "Course", "RowCourse", "SerialCourse", "StripedCourse"]
+
+Run = TypeVar("Run")
 
 _MOST_WAITING = 256
 """Messages that wait for the sender: several frames in many stripes. With more the link is stuck,
@@ -63,10 +64,6 @@ class Course(Protocol):
         Raises:
             LinkError: There will be none.
         """
-
-    @property
-    def answered(self) -> bool:
-        """Whether the answer is there."""
 
     def when_answered(self, watcher: Callable[[], None]) -> None:
         """Call ``watcher`` once the answer is there, from another thread; it must not wait."""
@@ -117,11 +114,6 @@ class _Remote:
     def sending_s(self) -> float:
         """Seconds that the sender took for it."""
         return 0.0 if self._request is None else self._request.sending_s
-
-    @property
-    def answered(self) -> bool:
-        """Whether the answer is there."""
-        return self._request is not None and self._request.answered
 
     @property
     def _failed(self) -> bool:
@@ -222,20 +214,31 @@ class SerialCourse(_Remote):
         return self._program.run(self._env, self.cut, self._program.last)
 
 
-class _Streaming(_Remote):
-    """What the courses with a plan share: they send while they compute."""
+class _Streaming(_Remote, Generic[Run]):
+    """What the courses with a plan share: they send while they compute.
+
+    Args:
+        run: What computes the robot's part of the plan.
+        link: The link.
+        sender: Writes the messages.
+        plan: A valid plan.
+        codecs: Names of codecs by tensor.
+        expected_s: How long the request should take; none where nobody knows.
+    """
 
     def __init__(
         self,
+        run: Run,
         link: Link,
         sender: Sender,
         plan: Plan,
-        codecs: Mapping[str, str],
-        expected_s: Optional[float],
+        codecs: Mapping[str, str] = NO_CODECS,
+        expected_s: Optional[float] = None,
     ) -> None:
         super().__init__(link, sender, plan.cut, plan, codecs, expected_s)
         self.mode = mode_of(plan)
         self.stripes = messages(plan)
+        self._run = run
 
     def _begin(self, compute: Callable[[], None]) -> None:
         """Open the request and compute; whatever goes wrong in that, the server is told."""
@@ -247,42 +250,17 @@ class _Streaming(_Remote):
             raise
 
 
-class StripedCourse(_Streaming):
-    """The head stripe by stripe; each goes out while the next is computed, raw ones first.
-
-    Args:
-        striped: What computes; the plan's forms should be loaded.
-        link: The link.
-        sender: Writes the stripes.
-        plan: A valid plan.
-        inputs: The model's inputs.
-        codecs: Names of codecs by tensor.
-        expected_s: How long the request should take; none where nobody knows.
-    """
-
-    def __init__(
-        self,
-        striped: StripedProgram,
-        link: Link,
-        sender: Sender,
-        plan: StripePlan,
-        inputs: Mapping[str, Array],
-        codecs: Mapping[str, str] = NO_CODECS,
-        expected_s: Optional[float] = None,
-    ) -> None:
-        super().__init__(link, sender, plan, codecs, expected_s)
-        self._program = striped.program
-        self._robot = plan.robot
-        self._run = HeadRun(striped, plan, inputs)
+class StripedCourse(_Streaming[HeadRun]):
+    """The head stripe by stripe; each goes out while the next is computed, raw ones first."""
 
     def head(self) -> None:
         """Compute and send stripe by stripe, for as long as the request lives."""
         self._begin(self._stream)
 
     def _stream(self) -> None:
-        for stripe in range(self._robot, self.stripes):
+        for stripe in range(self._run.robot, self.stripes):
             self._submit(stripe, self._run.raw(stripe))
-        for stripe in range(self._robot):
+        for stripe in range(self._run.robot):
             if self._failed:  # ``alone`` does the rest in one go
                 return
             self._submit(stripe, self._run.step())
@@ -293,34 +271,11 @@ class StripedCourse(_Streaming):
 
     def alone(self) -> Dict[str, Array]:
         """Finish the head from the stripe that it had come to, then run the tail."""
-        return self._program.run(self._run.finish(), self.cut, self._program.last)
+        return self._run.alone()
 
 
-class RowCourse(_Streaming):
-    """The rows above a bound on the robot, those below on the server, at the same time.
-
-    Args:
-        striped: What computes; the plan's forms should be loaded.
-        link: The link.
-        sender: Writes the input.
-        plan: A valid plan.
-        inputs: The model's inputs.
-        codecs: Names of codecs by tensor.
-        expected_s: How long the request should take; none where nobody knows.
-    """
-
-    def __init__(
-        self,
-        striped: StripedProgram,
-        link: Link,
-        sender: Sender,
-        plan: RowPlan,
-        inputs: Mapping[str, Array],
-        codecs: Mapping[str, str] = NO_CODECS,
-        expected_s: Optional[float] = None,
-    ) -> None:
-        super().__init__(link, sender, plan, codecs, expected_s)
-        self._run = TopRun(striped, plan, inputs)
+class RowCourse(_Streaming[TopRun]):
+    """The rows above a bound on the robot, those below on the server, at the same time."""
 
     def head(self) -> None:
         """Send what the server needs, and compute the robot's rows meanwhile."""
@@ -339,31 +294,8 @@ class RowCourse(_Streaming):
         return self._run.finish()
 
 
-class BoundedCourse(_Streaming):
-    """The head divided in two with a bounded halo, both parts at the same time. Lossy.
-
-    Args:
-        striped: What computes; the plan's form should be loaded.
-        link: The link.
-        sender: Writes the two messages.
-        plan: A valid plan.
-        inputs: The model's inputs.
-        codecs: Names of codecs by tensor.
-        expected_s: How long the request should take; none where nobody knows.
-    """
-
-    def __init__(
-        self,
-        striped: StripedProgram,
-        link: Link,
-        sender: Sender,
-        plan: BoundedPlan,
-        inputs: Mapping[str, Array],
-        codecs: Mapping[str, str] = NO_CODECS,
-        expected_s: Optional[float] = None,
-    ) -> None:
-        super().__init__(link, sender, plan, codecs, expected_s)
-        self._run = BoundedHeadRun(striped, plan, inputs)
+class BoundedCourse(_Streaming[BoundedHeadRun]):
+    """The head divided in two with a bounded halo, both parts at the same time. Lossy."""
 
     def head(self) -> None:
         """Send the raw rows, compute the robot's part meanwhile and send that."""

@@ -94,11 +94,6 @@ class Request:
         """Whether it was answered or has failed."""
         return self._settled.is_set()
 
-    @property
-    def answered(self) -> bool:
-        """Whether the answer is there."""
-        return self._answer is not None
-
     def wait(self, deadline: Deadline) -> Optional[Answer]:
         """Return the answer; none if the deadline came first.
 

@@ -7,9 +7,12 @@ import time
 from typing import Mapping, Optional
 
 from calibration.plan_text import plan_text
+from engines.bounded_runs import BoundedHeadRun
 from engines.errors import EngineError
 from engines.program import Program
+from engines.row_runs import TopRun
 from engines.stripe_plans import BoundedPlan, Plan, RowPlan, trouble
+from engines.stripe_runs import HeadRun
 from engines.striped import Side, StripedProgram, form_files
 from engines.tensors import Array
 from runtime.courses import BoundedCourse, Course, RowCourse, SerialCourse, StripedCourse
@@ -101,10 +104,13 @@ class Stripes:
         assert link is not None, "a plan without a link"
         sender = self._writer()
         if isinstance(plan, RowPlan):
-            return RowCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
+            top = TopRun(self._striped, plan, inputs)
+            return RowCourse(top, link, sender, plan, codecs, late_s)
         if isinstance(plan, BoundedPlan):
-            return BoundedCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
-        return StripedCourse(self._striped, link, sender, plan, inputs, codecs, late_s)
+            part = BoundedHeadRun(self._striped, plan, inputs)
+            return BoundedCourse(part, link, sender, plan, codecs, late_s)
+        head = HeadRun(self._striped, plan, inputs)
+        return StripedCourse(head, link, sender, plan, codecs, late_s)
 
     def close(self) -> None:
         """End the sender and free the forms; safe to call again. Close the link first."""
