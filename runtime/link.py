@@ -32,7 +32,7 @@ from engines.errors import (
 )
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, returned, sent
-from engines.tensors import Array, TensorSpec
+from engines.tensors import Array
 from runtime.estimator import LinkEstimate, LinkEstimator
 from runtime.evidence import Connected, Lost, QueueTime, RoundTrip, Transfer
 from runtime.handshake import HANDSHAKE_S, shake_hands
@@ -205,16 +205,12 @@ class Link:
             LinkError: There is no connection, or it broke.
             DeadlineError: The deadline came first; the connection was broken off.
         """
-        specs = self._manifest.specs(self._manifest.cuts[cut_index].tensors)
-        codecs = self._known(codecs)
-        encoders = self._encoders
-        with encoders.message(codecs, timeout_s=deadline.remaining_s()):
-            parts, payload = pack_tensors(specs, tensors, codecs, encoders)
-            request = self.begin(cut_index, codecs=codecs)
-            if self._encoders is not encoders:  # coded for a connection that is no more
-                self._forget(request.number)
-                raise LinkError("the connection was made anew")
-            self._write(request, 0, parts, payload, deadline=deadline)
+        request = self.begin(cut_index, codecs=codecs)
+        try:
+            self._send_message(request, 0, tensors, deadline)
+        except LinkError:
+            self._forget(request.number)
+            raise
         return request
 
     def begin(
@@ -268,30 +264,26 @@ class Link:
         if request.over:
             return
         begin = time.monotonic()
-        encoders = self._encoders
         try:
-            if request.plan is not None:
-                encoders.restart()
-                specs = sent(request.plan, self._manifest, stripe)
-                self._code_and_write(request, stripe, specs, tensors, encoders)
-            else:
-                specs = self._manifest.specs(self._manifest.cuts[request.cut].tensors)
-                with encoders.message(request.codecs):
-                    self._code_and_write(request, stripe, specs, tensors, encoders)
+            self._send_message(request, stripe, tensors, Deadline(None))
         except LinkError as exc:
             logger.debug("stripe %d not sent: %s", stripe, exc)
         request.sending_s += time.monotonic() - begin
 
-    def _code_and_write(
-        self,
-        request: Request,
-        stripe: int,
-        specs: Sequence[TensorSpec],
-        tensors: Mapping[str, Array],
-        encoders: Encoders,
+    def _send_message(
+        self, request: Request, stripe: int, tensors: Mapping[str, Array], deadline: Deadline
     ) -> None:
-        parts, payload = pack_tensors(specs, tensors, request.codecs, encoders)
-        self._write(request, stripe, parts, payload, deadline=Deadline(None))
+        """Code and write one message. What was coded for a connection that is no more fails."""
+        if request.plan is None:
+            specs = self._manifest.specs(self._manifest.cuts[request.cut].tensors)
+            codecs = request.codecs
+        else:
+            specs = sent(request.plan, self._manifest, stripe)
+            codecs = NO_CODECS  # no stream goes over stripes
+        encoders = self._encoders
+        with encoders.message(codecs, timeout_s=deadline.remaining_s()):
+            parts, payload = pack_tensors(specs, tensors, request.codecs, encoders)
+            self._write(request, stripe, parts, payload, deadline=deadline)
 
     def cancel(self, request: Request) -> None:
         """Tell the server that a request is not waited for any more.
@@ -586,9 +578,9 @@ class Link:
     def _probe(self) -> None:
         while not self._closing.wait(PROBE_EVERY_S / 4):
             now = time.monotonic()
-            goodput_bps = self.estimator.estimate.goodput_bps
+            estimate = self.estimator.at(now)
             with self._lock:
-                self._budget.fill(now, goodput_bps)
+                self._budget.fill(now, estimate.goodput_bps)
                 channel = self._channel
                 late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
                 idle, waiting = not self._requests, bool(self._pings)
@@ -598,13 +590,12 @@ class Link:
             trouble = "no answer to a probe" if late else ""
             if silent_s > 0:
                 trouble = f"the server has not answered for {silent_s:.1f} s"
-            state = self.estimator.at(now)
-            if state.state is LinkState.DOWN:
-                trouble = state.why
+            if estimate.state is LinkState.DOWN:
+                trouble = estimate.why
             if trouble:
                 self._break_off(channel, trouble)
                 continue
-            age_s = self.estimator.at(now).age_s
+            age_s = estimate.age_s
             stale = age_s is None or age_s >= (PROBE_EVERY_S if idle else _PROBE_BUSY_S)
             if waiting or not stale or now - self._probed_s < PROBE_EVERY_S:
                 continue

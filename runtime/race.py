@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Callable, Dict, NamedTuple, Optional
 
 from engines.abort import Abort, Aborted, abortable
@@ -67,14 +68,17 @@ def finish(
         EngineError: The robot's own backend failed.
     """
     begin_s = time.monotonic()
-    until_s = [at for at in (hedge_at_s, _after(begin_s, patience_s)) if at is not None]
-    assert until_s, "an inference that might wait for ever"
-    wait_s = max(min(until_s) - begin_s, 0.0)
+    waits_s = [] if patience_s is None else [patience_s]
+    if hedge_at_s is not None:
+        waits_s.append(max(hedge_at_s - begin_s, 0.0))
+    assert waits_s, "an inference that might wait for ever"
+    wait_s = min(waits_s)
+    answer: Optional[Answer] = None
     why = ""
     try:
         answer = course.ask(Deadline(wait_s))
     except LinkError as exc:
-        answer, why = None, str(exc)
+        why = str(exc)
     if answer is not None:
         waited_s = time.monotonic() - begin_s
         return Finish(course.joined(answer), answer, "", waited_s, 0.0, hedged=False)
@@ -96,15 +100,13 @@ def _race(course: Course, turns: Turns, number: int, begin_s: float, why: str) -
     hedged = not why
     if hedged:
         course.when_answered(stop)
-    alone_s, tensors = 0.0, None
+    alone_s = 0.0
+    tensors: Optional[Dict[str, Array]] = None
     with turns.turn(number, abort.is_set) as held:
         if held:
             again_s = time.monotonic()
-            try:
-                with abortable(abort):
-                    tensors = course.alone()
-            except Aborted:
-                tensors = None
+            with suppress(Aborted), abortable(abort):
+                tensors = course.alone()
             alone_s = time.monotonic() - again_s
     waited_s = time.monotonic() - begin_s
     if tensors is None:
@@ -115,7 +117,3 @@ def _race(course: Course, turns: Turns, number: int, begin_s: float, why: str) -
         course.cancel()
         why = "the robot was quicker"
     return Finish(tensors, None, why, waited_s, alone_s, hedged)
-
-
-def _after(begin_s: float, seconds: Optional[float]) -> Optional[float]:
-    return None if seconds is None else begin_s + seconds

@@ -165,12 +165,11 @@ class Robot:
             )
         address = None if server is None else parse_address(server)
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        own = None if selector is None or isinstance(selector, str) else selector
-        named = cut if own is not None or not isinstance(selector, str) else selector
-        self._selector_name = named
+        chosen: Union[str, Selector] = cut if selector is None else selector
+        self._selector_name = chosen if isinstance(chosen, str) else cut
         self._policy = open_policy(codec, self.bundle, allow_lossy)
         self._halo = allow_halo
-        self._selector = own or self._open_selector(named)
+        self._selector = self._open_selector(chosen) if isinstance(chosen, str) else chosen
         self._objective = parse_objective(objective) if isinstance(objective, str) else objective
         check_constraints(constraints, self.bundle.manifest)
         self._constraints = constraints
