@@ -76,6 +76,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
 
     Python raises it in the middle of whatever runs. Where that is called by a library that drops
     exceptions it would be lost; what is yielded raises it again, at the next turn of the loop.
+    Where Ctrl-C was ignored at the start, as in a shell's background job, it stays so.
     """
     came: List[int] = []
 
@@ -87,7 +88,8 @@ def interruptible() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield check
         return
     before = signal.signal(signal.SIGINT, note)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -20,6 +21,11 @@ hypothesis.settings.register_profile(
     "splitrt", deadline=None, derandomize=True, database=None, max_examples=100
 )
 hypothesis.settings.load_profile("splitrt")
+
+# A background job of a script starts with Ctrl-C ignored, and would hand that on to what the tests
+# start: a process that is interrupted by a test must hear it however the tests were started.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
