@@ -25,6 +25,12 @@ _KEEPALIVE_IDLE_S = 15
 _MAX_BUFFERS = 512
 """Buffers in one ``sendmsg``; Linux takes 1024 (IOV_MAX)."""
 
+_BATCH_BYTES = 65536
+"""A reader is woken for so much, not for every segment: what computes beside it keeps its core."""
+
+_BATCH_S = 0.02
+"""Longest that less than that waits to be read."""
+
 _BACKLOG = 128
 """Connections that wait to be accepted: beyond it a robot's attempt is lost for a second."""
 
@@ -84,6 +90,7 @@ class Stream:
         self._sock = sock
         self.bytes_read = 0
         self.bytes_written = 0
+        self._batch = 1
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -109,18 +116,19 @@ class Stream:
             DeadlineError: The time is over. Part of the buffer may have been filled.
             LinkError: The connection is broken, or the peer closed it.
         """
-        at = 0
+        at, stalled = 0, Deadline(stall_s)
         with self._mapped("reading from"):
             while at < len(buffer):
                 try:
                     count = self._sock.recv_into(buffer[at:])
                 except BlockingIOError:
-                    self._wait(select.POLLIN, deadline, stall_s)
+                    self._await_bytes(len(buffer) - at, deadline, stalled)
                     continue
                 if not count:
                     raise LinkError(f"{self.peer} closed the connection")
                 at += count
                 self.bytes_read += count
+                stalled = Deadline(stall_s)
 
     def write(
         self,
@@ -142,7 +150,7 @@ class Stream:
                 try:
                     count = self._sock.sendmsg(left[:_MAX_BUFFERS])
                 except BlockingIOError:
-                    self._wait(select.POLLOUT, deadline, stall_s)
+                    self._wait(select.POLLOUT, deadline, Deadline(stall_s))
                     continue
                 self.bytes_written += count
                 while left and count >= len(left[0]):
@@ -194,13 +202,25 @@ class Stream:
             return None
         return int(struct.unpack("i", packed)[0])
 
-    def _wait(self, event: int, deadline: Deadline, stall_s: Optional[float]) -> None:
-        left = deadline.remaining_s()
-        if stall_s is not None:
-            left = stall_s if left is None else min(left, stall_s)
+    def _await_bytes(self, wanted: int, deadline: Deadline, stalled: Deadline) -> None:
+        """Wait until a batch of the wanted bytes is there, or some of them for a while."""
+        batch = min(wanted, _BATCH_BYTES)
+        if batch != self._batch and hasattr(socket, "SO_RCVLOWAT"):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, batch)
+            self._batch = batch
+        self._wait(select.POLLIN, deadline, stalled, None if batch == 1 else _BATCH_S)
+
+    def _wait(
+        self, event: int, deadline: Deadline, stalled: Deadline, most_s: Optional[float] = None
+    ) -> None:
+        """Wait for an event, or ``most_s``; ends with a timeout where a deadline comes first."""
+        limits = [limit.remaining_s() for limit in (deadline, stalled)]
+        left = min((limit for limit in limits if limit is not None), default=None)
+        last = most_s is None or (left is not None and left <= most_s)
+        wait_s = left if last else most_s
         poll = select.poll()
         poll.register(self._sock.fileno(), event)
-        if not poll.poll(None if left is None else left * 1e3):
+        if not poll.poll(None if wait_s is None else wait_s * 1e3) and last:
             raise socket.timeout()
 
     @contextmanager
