@@ -73,6 +73,10 @@ class Work:
         """Return the seconds that a resource computes."""
         return sum(task.seconds for task in self.tasks if task.resource == resource)
 
+    def messages(self, resource: str) -> int:
+        """Return the messages that a side handles while it computes."""
+        return sum(task.messages for task in self.tasks if task.resource == resource)
+
 
 class Pricer:
     """Makes the tasks of any plan, for one pair of tables.
@@ -138,9 +142,11 @@ class Pricer:
         behind = manifest.cuts[plan.until].robot_segments
         between = tuple(index for index in behind if index not in set(head))
         ready: Dict[int, Tuple[int, ...]] = {}
+        raw = plan.stripes - plan.robot
         for stripe in range(plan.robot if head else 0):
             head_s = self._stripe_s(self._robot, head, plan.span(stripe))
-            ready[stripe] = (build.compute(ROBOT, head_s),)
+            # The raw stripes are sent during the first one, each other during the next.
+            ready[stripe] = (build.compute(ROBOT, head_s, messages=1 if stripe else raw),)
         arrived = {
             stripe: build.up(self._stripe(plan, stripe, coding), ready.get(stripe, ()))
             for stripe in plan.wire_order()
@@ -149,12 +155,17 @@ class Pricer:
         for stripe in range(plan.robot, plan.stripes):
             extra = self._extra(plan.cut) if stripe == plan.robot else ()
             head_s = self._stripe_s(self._server, head, plan.span(stripe), extra)
-            arrived[stripe] = build.serve(head_s, (arrived[stripe],))
+            arrived[stripe] = build.serve(head_s, (arrived[stripe],), messages=1)
         rest_after = tuple(arrived.values())
         if between:
             rest_after = tuple(
-                build.serve(self._stripe_s(self._server, between, plan.span(s)), (arrived[s],))
-                for s in range(plan.stripes)
+                build.serve(
+                    self._stripe_s(self._server, between, plan.span(stripe)),
+                    (arrived[stripe],),
+                    # After the robot's last stripe nothing more arrives.
+                    messages=1 if stripe < plan.robot - 1 else 0,
+                )
+                for stripe in range(plan.stripes)
             )
         rest_s = _whole(self._server, self._others(behind))
         answer = build.serve(rest_s, rest_after)
@@ -289,15 +300,21 @@ class _Builder:
         self._served = False
 
     def compute(
-        self, resource: str, seconds: float, after: Tuple[int, ...] = (), *, queued: bool = False
+        self,
+        resource: str,
+        seconds: float,
+        after: Tuple[int, ...] = (),
+        *,
+        queued: bool = False,
+        messages: int = 0,
     ) -> int:
-        self._tasks.append(Task(resource, seconds, 0.0, after, queued))
+        self._tasks.append(Task(resource, seconds, 0.0, after, queued, messages))
         return len(self._tasks) - 1
 
-    def serve(self, seconds: float, after: Tuple[int, ...]) -> int:
+    def serve(self, seconds: float, after: Tuple[int, ...], *, messages: int = 0) -> int:
         """Add work of the server; the first of it waits for its turn."""
         queued, self._served = not self._served, True
-        return self.compute(SERVER, seconds, after, queued=queued)
+        return self.compute(SERVER, seconds, after, queued=queued, messages=messages)
 
     def up(self, message: Message, after: Tuple[int, ...]) -> int:
         nbytes, robot_s, server_s = message

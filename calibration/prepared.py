@@ -19,6 +19,7 @@ With enough inferences under way, one at a time comes out of the busiest of robo
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
@@ -30,7 +31,7 @@ from calibration.energy import StatePower
 from calibration.plan_tasks import CodecSpeed, Pricer, Work
 from calibration.plans import candidate_plans, neighbours
 from calibration.predictor import Prediction
-from calibration.schedule import ROBOT, SERVER, Way, finish, timeline
+from calibration.schedule import NO_HANDLING, ROBOT, SERVER, Handling, Way, finish, timeline
 from calibration.segment_times import SegmentTimes
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, mode_of
@@ -75,14 +76,25 @@ class Choice:
     ways: Tuple[Way, ...]
     coding: Coding = ()
 
-    def latency_s(self, goodput_bps: Optional[float], rtt_s: float, queue_s: float) -> float:
+    def latency_s(
+        self,
+        goodput_bps: Optional[float],
+        rtt_s: float,
+        queue_s: float,
+        handling: Handling = NO_HANDLING,
+    ) -> float:
         """Return its latency; infinite where it is not possible."""
         if not self.ways or (not goodput_bps and self.mode != "local"):
             return math.inf
         per_bit_s = 1.0 / goodput_bps if goodput_bps else 0.0
         return max(
-            seconds + bits * per_bit_s + round_trips * rtt_s + queues * queue_s
-            for seconds, bits, round_trips, queues in self.ways
+            way.seconds
+            + way.bits * per_bit_s
+            + way.round_trips * rtt_s
+            + way.queues * queue_s
+            + way.robot_messages * handling.robot_s
+            + way.server_messages * handling.server_s
+            for way in self.ways
         )
 
 
@@ -98,6 +110,7 @@ class PreparedPlans:
         choices: All of them.
         local_s: What the robot takes alone; infinite where it may not.
         robot_s: What the robot computes of every choice, in seconds; one element a choice.
+        handling: What a message takes beside the computing; nothing unless :meth:`with_handling`.
         rest_s: What it would take afterwards for the server's part; one element a choice.
 
     Args:
@@ -156,6 +169,14 @@ class PreparedPlans:
 
     def __repr__(self) -> str:
         return f"<PreparedPlans {self._manifest.name} {len(self.choices)} choices>"
+
+    def with_handling(self, handling: Handling) -> PreparedPlans:
+        """Return the same plans, with messages that take so long beside the computing."""
+        if handling == self.handling:
+            return self
+        other = copy.copy(self)
+        other._take_in(handling)
+        return other
 
     def latencies_s(
         self, goodput_bps: Optional[float], rtt_s: float, queue_s: float = 0.0
@@ -309,7 +330,9 @@ class PreparedPlans:
         if coding is not None:
             choice = next((one for one in coded if one.coding == coding), choice)
         elif goodput_bps:
-            choice = min(coded, key=lambda one: one.latency_s(goodput_bps, rtt_s, queue_s))
+            choice = min(
+                coded, key=lambda one: one.latency_s(goodput_bps, rtt_s, queue_s, self.handling)
+            )
         return self._prediction(choice, goodput_bps, rtt_s, queue_s, in_flight)
 
     def choice(self, cut: int, plan: Optional[Plan] = None) -> Choice:
@@ -408,18 +431,28 @@ class PreparedPlans:
         lengths = [len(some) for some in ways]
         self._starts = np.cumsum([0, *lengths[:-1]])
         columns = np.asarray([way for some in ways for way in some], np.float64).T
-        self._seconds, self._bits, self._round_trips, self._queues = np.ascontiguousarray(columns)
+        self._columns = np.ascontiguousarray(columns)
+        _, self._bits, self._round_trips, self._queues, *_ = self._columns
         works = [choice.work for choice in self.choices]
         self._sent_bits = np.asarray([8.0 * (w.bytes_up + w.bytes_down) for w in works])
         self._linked = np.ones(len(works))
         self._linked[self._local] = 0.0
-        self.robot_s: Array = np.asarray([work.busy_s(ROBOT) for work in works])
+        self._busy_s = np.asarray([work.busy_s(ROBOT) for work in works])
+        self._messages = np.asarray([work.messages(ROBOT) for work in works], np.float64)
         self.rest_s: Array = np.asarray([work.rest_s for work in works])
         self._busiest_s = np.asarray([_busiest_s(work) for work in works])
-        self._computing_j = (self._power.compute - self._power.idle) * self.robot_s
         self.local_s = self.choices[self._local].latency_s(None, 0.0, 0.0)
         self._alone_s = np.full(len(works), np.inf)
         self._alone_s[self._local] = self.local_s
+        self._take_in(NO_HANDLING)
+
+    def _take_in(self, handling: Handling) -> None:
+        """Work out what depends on how long messages take beside the computing."""
+        seconds, _, _, _, on_robot, on_server = self._columns
+        self.handling = handling
+        self._seconds = seconds + on_robot * handling.robot_s + on_server * handling.server_s
+        self.robot_s: Array = self._busy_s + self._messages * handling.robot_s
+        self._computing_j = (self._power.compute - self._power.idle) * self.robot_s
 
     def _prediction(
         self,
@@ -430,8 +463,10 @@ class PreparedPlans:
         in_flight: Optional[int] = None,
     ) -> Prediction:
         work, linked = choice.work, choice.mode != "local"
-        latency_s = choice.latency_s(goodput_bps, rtt_s, queue_s)
-        robot_s, link_s, period_s = work.busy_s(ROBOT), 0.0, _busiest_s(work)
+        latency_s = choice.latency_s(goodput_bps, rtt_s, queue_s, self.handling)
+        robot_s = work.busy_s(ROBOT) + work.messages(ROBOT) * self.handling.robot_s
+        server_s = work.busy_s(SERVER) + work.messages(SERVER) * self.handling.server_s
+        link_s, period_s = 0.0, _busiest_s(work)
         if linked:
             bits = 8.0 * (work.bytes_up + work.bytes_down)
             sending_s = bits / goodput_bps if goodput_bps else math.inf
@@ -447,7 +482,7 @@ class PreparedPlans:
             latency_s=latency_s,
             robot_s=robot_s,
             link_s=link_s,
-            server_s=work.busy_s(SERVER),
+            server_s=server_s,
             queue_s=queue_s if linked else 0.0,
             energy_j=energy_j,
             mode=choice.mode,

@@ -14,6 +14,8 @@ Theory of operation:
    that belong to ways through the schedule. :func:`finish` finds them once; from then on a
    prediction for any link is the largest of a handful of sums, exact, not interpolated. Ways that
    are the longest for no goodput are dropped as they come up.
+4. A message that is coded and written, or read, while a stripe is computed holds that up a little.
+   Such messages are counted along each way; what each of them takes is learned at run time.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ from typing import Dict, Iterable, List, NamedTuple, Sequence, Set, Tuple
 
 __all__ = [
     "LINK",
+    "NO_HANDLING",
     "ROBOT",
     "ROBOT_CODEC",
     "SERVER",
     "SERVER_CODEC",
+    "Handling",
     "Span",
     "Task",
     "Way",
@@ -52,6 +56,7 @@ class Task(NamedTuple):
         bits: What the link has to carry for it.
         after: Places in the list of the tasks that it waits for.
         queued: Whether it waits for the server's queue too.
+        messages: Messages that its side handles meanwhile.
     """
 
     resource: str
@@ -59,6 +64,7 @@ class Task(NamedTuple):
     bits: float = 0.0
     after: Tuple[int, ...] = ()
     queued: bool = False
+    messages: int = 0
 
 
 class Way(NamedTuple):
@@ -68,6 +74,18 @@ class Way(NamedTuple):
     bits: float
     round_trips: float
     queues: float
+    robot_messages: float = 0.0
+    server_messages: float = 0.0
+
+
+class Handling(NamedTuple):
+    """How long a message holds up what its side computes meanwhile, in seconds."""
+
+    robot_s: float = 0.0
+    server_s: float = 0.0
+
+
+NO_HANDLING = Handling()
 
 
 class Span(NamedTuple):
@@ -107,7 +125,18 @@ def finish(tasks: Sequence[Task]) -> Tuple[Way, ...]:
         start = ready + free.get(task.resource, [])
         if not task.after:
             start.append(Way(0.0, 0.0, 0.0, turn))
-        end = [_later(way, seconds=task.seconds, bits=task.bits) for way in _longest(start)]
+        on_robot = task.messages if task.resource == ROBOT else 0
+        on_server = task.messages if task.resource == SERVER else 0
+        end = [
+            _later(
+                way,
+                seconds=task.seconds,
+                bits=task.bits,
+                robot_messages=on_robot,
+                server_messages=on_server,
+            )
+            for way in _longest(start)
+        ]
         free[task.resource] = end
         on_link = task.resource == LINK
         done.append([_later(way, round_trips=_HALF) for way in end] if on_link else end)
@@ -124,12 +153,16 @@ def _later(
     bits: float = 0.0,
     round_trips: float = 0.0,
     queues: float = 0.0,
+    robot_messages: float = 0.0,
+    server_messages: float = 0.0,
 ) -> Way:
     return Way(
         way.seconds + seconds,
         way.bits + bits,
         way.round_trips + round_trips,
         way.queues + queues,
+        way.robot_messages + robot_messages,
+        way.server_messages + server_messages,
     )
 
 

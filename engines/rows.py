@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Protocol, Seq
 import numpy as np
 
 from engines.errors import EngineError, TensorMismatchError
-from engines.tensors import Array
+from engines.tensors import Array, same_dtype
 
 __all__ = ["RowsBackend", "RowsEngine", "RowsSpec", "rows_backend"]
 
@@ -38,7 +38,7 @@ class RowsSpec(NamedTuple):
                 expected is None or expected == given
                 for expected, given in zip(self.shape, array.shape)
             )
-            if fits and array.dtype.name == self.dtype:
+            if fits and same_dtype(array.dtype, self.dtype):
                 return ""
             given = f"{array.dtype.name} {list(array.shape)}"
         else:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from engines.errors import TensorMismatchError
 
-__all__ = ["DTYPES", "Array", "TensorSpec", "check_tensors"]
+__all__ = ["DTYPES", "Array", "TensorSpec", "check_tensors", "same_dtype"]
 
 Array = NDArray[Any]
 """Any NumPy array; its dtype and shape are what a :class:`TensorSpec` says."""
@@ -30,6 +30,11 @@ DTYPES: Tuple[str, ...] = (
     "float64",
 )
 """Dtypes that may cross a cut: those with a fixed NumPy representation."""
+
+
+def same_dtype(dtype: "np.dtype[Any]", name: str) -> bool:
+    """Whether a dtype is the one of this NumPy name, in whatever byte order."""
+    return dtype == np.dtype(name) or dtype.name == name  # the name takes long to make up
 
 
 class TensorSpec(msgspec.Struct, frozen=True):
@@ -72,7 +77,7 @@ class TensorSpec(msgspec.Struct, frozen=True):
         if not isinstance(array, (np.ndarray, np.generic)):
             given = type(array).__name__
             return f"{self.name!r}: expected {self.dtype} {list(self.shape)}, given a {given}"
-        if array.dtype.name == self.dtype and array.shape == self.shape:
+        if same_dtype(array.dtype, self.dtype) and array.shape == self.shape:
             return ""
         return (
             f"{self.name!r}: expected {self.dtype} {list(self.shape)}, "

@@ -18,6 +18,7 @@ from calibration.objectives import UNCONSTRAINED, Constraints
 from calibration.plan_text import plan_text
 from calibration.prepared import PreparedPlans
 from calibration.ranking import EXPECTED_AT
+from calibration.schedule import NO_HANDLING, Handling
 from calibration.segment_times import SegmentTimes
 from engines.bundle import Bundle
 from engines.errors import SplitError
@@ -160,6 +161,7 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
         bound_s: What was promised; none where nothing was.
         trouble: Why there was no link, where there was none.
         true_bps: The link's goodput during the inference, where something knew it.
+        handling: What a message was known to take beside the computing, at robot and server.
     """
 
     seq: int
@@ -189,9 +191,17 @@ class Inference(msgspec.Struct, frozen=True, kw_only=True, tag="inference"):
     hedge_s: float = 0.0
     bound_s: Optional[float] = None
     trouble: str = "no connection"
+    handling: Handling = NO_HANDLING
 
     def __post_init__(self) -> None:
-        times = (self.at_s, self.queue_s, self.latency_s, self.robot_s, self.link_s)
+        times = (
+            self.at_s,
+            self.queue_s,
+            self.latency_s,
+            self.robot_s,
+            self.link_s,
+            *self.handling,
+        )
         if any(not 0 <= value < float("inf") for value in times):
             raise ValueError("expected seconds of 0 or more")
         if self.true_bps is not None and not self.true_bps > 0:
@@ -281,6 +291,7 @@ class Recorder:
                 trouble=situation.trouble,
                 true_bps=true_bps,
                 in_flight=situation.in_flight,
+                handling=NO_HANDLING if situation.plans is None else situation.plans.handling,
             )
         )
 

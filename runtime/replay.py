@@ -203,8 +203,9 @@ def _tables(run: Run) -> List[Optional[PreparedPlans]]:
 def _situation(
     run: Run, record: Inference, objective: Optional[Objective], true_bps: Optional[float]
 ) -> Situation:
+    plans = run.plans(record.tables)
     return Situation(
-        run.plans(record.tables),
+        None if plans is None else plans.with_handling(record.handling),
         record.link,
         record.queue_s,
         parse_objective(record.objective) if objective is None else objective,
@@ -234,7 +235,7 @@ def _outcome(
         waited_s = max(record.latency_s - record.robot_s, 0.0)
         energy_j = alone.robot_s * plans.power.compute + waited_s * plans.power.idle
         return alone.robot_s + waited_s, energy_j
-    found = plans.predict(
+    found = plans.with_handling(record.handling).predict(
         decision.cut,
         decision.plan,
         goodput_bps=true_bps or record.link.goodput_bps,

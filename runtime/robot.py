@@ -56,6 +56,7 @@ from runtime.codec_policy import open_policy
 from runtime.courses import Course
 from runtime.evidence import Exchange
 from runtime.frames import taken_of
+from runtime.handling import HandlingEstimator
 from runtime.hedging import promise
 from runtime.inflight import Frames
 from runtime.link import Link
@@ -187,6 +188,7 @@ class Robot:
         self._turns = Turns()
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
+        self._handling = HandlingEstimator()
         self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
             fitted = load_power(self.bundle, self.program.backend.fingerprint())
@@ -471,6 +473,8 @@ class Robot:
         if link is not None:
             assert self._preparer is not None
             plans = self._preparer.plans(link.server_table)
+            if plans is not None:
+                plans = plans.with_handling(self._handling.at(time.monotonic()))
             if link.up:
                 estimate = link.estimate
         if estimate is not None and estimate.state is LinkState.DOWN:
@@ -506,7 +510,6 @@ class Robot:
     ) -> Result:
         answer, remote = end.answer, course.stripes > 0
         head_s, robot_s = robot_s, robot_s + end.alone_s
-        self._learn(course, decision, end)
         server_s = queue_s = receive_s = reading_s = 0.0
         down = 0
         if answer is not None:
@@ -523,7 +526,7 @@ class Robot:
         idle_s = head_s + end.waited_s - robot_s - link_s
         estimate = None if self.link is None else self.link.estimate
         codecs = decision.codecs if remote else {}
-        return Result(
+        result = Result(
             outputs=outputs,
             seq=number,
             cut=self.bundle.manifest.cuts[decision.cut].id,
@@ -551,11 +554,16 @@ class Robot:
             and (is_lossy(decision.plan) or is_lossy_coding(tuple(codecs.items()))),
             codecs=codecs,
         )
+        self._learn(course, result, end)
+        return result
 
-    def _learn(self, course: Course, decision: Decision, end: Finish) -> None:
-        """Tell the estimator what a whole request took."""
+    def _learn(self, course: Course, result: Result, end: Finish) -> None:
+        """Learn what a request took beside its computing and its transmission."""
         answer, link = end.answer, self.link
-        if answer is None or link is None or decision.plan is not None or link.under_way:
+        if answer is None or link is None or link.under_way:
+            return
+        if course.stripes > 1:
+            self._handling.take(time.monotonic(), result)
             return
         server_s = answer.result.queue_s + answer.result.compute_s
         total = course.bytes_up + answer.bytes_down

@@ -350,8 +350,8 @@ def test_a_streamed_head_by_hand() -> None:
     work = Pricer(manifest, times, times).plan(plan)
     # 30 of 64 rows are known of t1 at bound 32, of t2 32 / 2 - 3 = 13 of 32.
     assert [t for t in work.tasks if t.resource == ROBOT] == [
-        (ROBOT, 7.5, 0.0, (), False),
-        (ROBOT, 8.5, 0.0, (), False),
+        (ROBOT, 7.5, 0.0, (), False, 0),
+        (ROBOT, 8.5, 0.0, (), False, 1),  # the first stripe is sent meanwhile
     ]
     assert [t.bits for t in work.tasks if t.resource == LINK] == [
         8 * 30 * 200,
@@ -359,6 +359,7 @@ def test_a_streamed_head_by_hand() -> None:
         8 * 10,
     ]
     assert [t.seconds for t in work.tasks if t.resource == SERVER] == [6.5, 9.5, 3.0]
+    assert [t.messages for t in work.tasks if t.resource == SERVER] == [1, 0, 0]
     assert (work.bytes_up, work.bytes_down) == (64 * 200, 10)
 
 
@@ -376,6 +377,8 @@ def test_a_two_sided_plan_charges_the_halo_once() -> None:
     # The server: 16 rows and 4 extra, then the 18 that the lag left, then all that is not striped.
     assert [t.seconds for t in work.tasks if t.resource == SERVER] == [20.0, 18.0, 3.0]
     assert [t.queued for t in work.tasks if t.resource == SERVER] == [True, False, False]
+    # Three messages follow the first one: all are sent while the robot computes.
+    assert [t.messages for t in work.tasks if t.resource == ROBOT] == [2, 1]
 
 
 def test_coding_takes_its_own_time_beside_the_others() -> None:

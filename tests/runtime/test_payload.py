@@ -37,6 +37,7 @@ def wire() -> Iterator[tuple[socket.socket, Stream]]:
     stream = Stream.__new__(Stream)
     there.setblocking(False)
     stream.peer, stream._sock, stream.bytes_read, stream.bytes_written = "peer", there, 0, 0
+    stream._batch = 1
     with here:
         yield here, stream
         stream.close()
