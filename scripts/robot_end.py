@@ -64,6 +64,7 @@ class Drive(msgspec.Struct, frozen=True, kw_only=True):
         objective: As ``runtime infer --objective`` takes it.
         trace: File of the link's trace, where it follows one.
         begin_s: Where in the trace it begins.
+        hedge: Whether it keeps the promise of its objective.
     """
 
     station: Station
@@ -73,6 +74,7 @@ class Drive(msgspec.Struct, frozen=True, kw_only=True):
     objective: str = "latency"
     trace: str = ""
     begin_s: float = 0.0
+    hedge: bool = True
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,7 @@ def drive(job: Drive, commands: TextIO, say: Callable[[dict[str, Any]], None]) -
         selector=selector,
         objective=job.objective,
         measure_energy=False,
+        hedge=job.hedge,
     ) as robot:
         inputs = {spec.name: values[spec.name] for spec in robot.bundle.manifest.inputs}
         _warm_up(robot, inputs)

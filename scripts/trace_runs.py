@@ -53,6 +53,7 @@ class Run:
         count: Inferences.
         every_s: Least time from the begin of one to that of the next; 0 for back to back; none
             for 1.25 times what the robot alone takes.
+        hedge: Whether the robot keeps the promise of its objective.
     """
 
     workload: str
@@ -62,6 +63,7 @@ class Run:
     begin_s: float
     count: int
     every_s: float | None = 0.0
+    hedge: bool = True
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,7 @@ def _replay(
                 objective=str(objective),
                 trace=str(run.trace),
                 begin_s=run.begin_s,
+                hedge=run.hedge,
             )
             with RobotEnd(link.robot_prefix, job) as end, changing_rate(link) as change:
                 if not end.wait_ready():

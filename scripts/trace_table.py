@@ -247,6 +247,7 @@ def measure(
     help="latency, energy, deadline (1.25 x local), deadline=80ms ...; one or more.",
 )  # fmt: skip
 @click.option("--selector", "selectors", multiple=True, type=click.Choice(SELECTORS))
+@click.option("--hedge/--no-hedge", default=True, help="Whether robots keep their promise.")
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
 @click.option("--load", "load", type=int, help="Show what N busy clients of the server change.")
 @click.option("--rate", "rate_mbps", default=93.0, show_default=True, help="Of the link, --load.")
@@ -262,6 +263,7 @@ def main(  # noqa: PLR0913 (one argument an option)
     every: str,
     objectives: Sequence[str],
     selectors: Sequence[str],
+    hedge: bool,  # noqa: FBT001 (click passes it)
     jobs: int,
     load: int | None,
     rate_mbps: float,
@@ -286,7 +288,7 @@ def main(  # noqa: PLR0913 (one argument an option)
                 check = check_link(link)
                 print(f"{link.description}: {check} {trouble(check, link)}", file=sys.stderr)
             runs = [
-                Run(name, objective, selector, path, begin_s, count, every_s)
+                Run(name, objective, selector, path, begin_s, count, every_s, hedge)
                 for path in paths
                 for name in made
                 for objective in objectives
