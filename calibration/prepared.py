@@ -37,7 +37,7 @@ from engines.manifest import Manifest
 from engines.stripe_plans import Plan, mode_of
 from engines.tensors import Array
 
-__all__ = ["OBJECTIVES", "Choice", "PreparedPlans"]
+__all__ = ["OBJECTIVES", "Choice", "PlansKey", "PreparedPlans"]
 
 OBJECTIVES = ("latency", "energy", "rate")
 
@@ -98,6 +98,10 @@ class Choice:
         )
 
 
+class PlansKey:
+    """Stands for the choices of one pair of tables, whatever messages take."""
+
+
 class PreparedPlans:
     """Every choice for one pair of tables. Safe across threads.
 
@@ -108,7 +112,9 @@ class PreparedPlans:
 
     Attributes:
         choices: All of them.
+        key: The same where the choices are: for what is worked out once of them.
         local_s: What the robot takes alone; infinite where it may not.
+        striped: Whether a choice is a striped plan; one element a choice.
         robot_s: What the robot computes of every choice, in seconds; one element a choice.
         handling: What a message takes beside the computing; nothing unless :meth:`with_handling`.
         rest_s: What it would take afterwards for the server's part; one element a choice.
@@ -161,6 +167,8 @@ class PreparedPlans:
         for choice in found[:usual] if codings is not None else ():
             found += [self._coded(choice, coding) for coding in self._codings_of(choice)[1:]]
         self.choices: Tuple[Choice, ...] = tuple(found)
+        self.key = PlansKey()
+        self._other: Optional[PreparedPlans] = None  # the newest with another handling
         self._numbers = {c.plan: i for i, c in enumerate(found[:usual]) if c.plan is not None}
         self._others_coded: Dict[Tuple[int, Optional[Plan]], List[Choice]] = {}
         for choice in found[usual:]:
@@ -174,8 +182,11 @@ class PreparedPlans:
         """Return the same plans, with messages that take so long beside the computing."""
         if handling == self.handling:
             return self
-        other = copy.copy(self)
-        other._take_in(handling)
+        other = self._other
+        if other is None or other.handling != handling:
+            other = copy.copy(self)
+            other._take_in(handling)
+            self._other = other
         return other
 
     def latencies_s(
@@ -434,6 +445,7 @@ class PreparedPlans:
         self._columns = np.ascontiguousarray(columns)
         _, self._bits, self._round_trips, self._queues, *_ = self._columns
         works = [choice.work for choice in self.choices]
+        self.striped: Array = np.asarray([choice.plan is not None for choice in self.choices])
         self._sent_bits = np.asarray([8.0 * (w.bytes_up + w.bytes_down) for w in works])
         self._linked = np.ones(len(works))
         self._linked[self._local] = 0.0
@@ -450,6 +462,7 @@ class PreparedPlans:
         """Work out what depends on how long messages take beside the computing."""
         seconds, _, _, _, on_robot, on_server = self._columns
         self.handling = handling
+        self._other = None
         self._seconds = seconds + on_robot * handling.robot_s + on_server * handling.server_s
         self.robot_s: Array = self._busy_s + self._messages * handling.robot_s
         self._computing_j = (self._power.compute - self._power.idle) * self.robot_s

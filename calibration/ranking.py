@@ -21,7 +21,8 @@ Theory of operation:
 Where a promise is kept by the robot beginning the server's part itself (``calibration.bounds``),
 what it is expected to spend on that counts, and what could not keep the promise is left out.
 
-Of equals the earlier is taken: the serial cuts come before the striped plans.
+Of equals the earlier is taken: the serial cuts come before the striped plans. A striped plan is
+taken only where it is better than all of them by more than a prediction can tell.
 """
 
 from __future__ import annotations
@@ -35,17 +36,21 @@ import numpy as np
 from calibration.bounds import hedged_in_time, hedges_j, keeps
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
-from calibration.prepared import Choice, PreparedPlans
+from calibration.prepared import Choice, PlansKey, PreparedPlans
 from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
 from engines.tensors import Array
 
-__all__ = ["EXPECTED_AT", "GoodputAt", "Ranking", "barred", "rank"]
+__all__ = ["EXPECTED_AT", "WORTHWHILE", "GoodputAt", "Ranking", "barred", "rank"]
 
 GoodputAt = Callable[[float], float]
 """Gives a quantile of the goodput in bits per second, for a part between 0 and 1."""
 
 _SAME = 1e-9
 """Periods that differ by a smaller part are equal: sums in another order differ as much."""
+
+WORTHWHILE = 0.98
+"""A striped plan costs at most this part of the best serial choice: of a smaller gain nothing is
+left, as what is least by prediction is so by its error too."""
 
 EXPECTED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of goodput over which latency and energy are averaged."""
@@ -135,11 +140,22 @@ def rank(
             rule, unit, costs = _out_of_bounds(outlook, objective, forbidden)
             judged = np.where(forbidden, np.inf, costs)
         costs = np.where(forbidden, np.inf, costs)
-    place = int(np.argmin(judged))
+    place = _best(plans, judged)
     best = place if np.isfinite(judged[place]) else None
     return Ranking(
         best, rule, unit, costs, within, outlook.latencies_s, outlook.energies_j, bounded
     )
+
+
+def _best(plans: PreparedPlans, judged: Array) -> int:
+    """Return the place of the best choice; of those that are about as good, a serial one."""
+    place = int(np.argmin(judged))
+    if plans.choices[place].plan is not None:
+        serial = np.where(plans.striped, np.inf, judged)
+        other = int(np.argmin(serial))
+        if serial[other] * WORTHWHILE < judged[place]:
+            return other
+    return place
 
 
 class _Outlook:
@@ -209,7 +225,7 @@ def barred(plans: PreparedPlans, constraints: Constraints) -> Tuple[str, ...]:
     return _standing(plans, constraints)[0]
 
 
-_known: "WeakKeyDictionary[PreparedPlans, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
+_known: "WeakKeyDictionary[PlansKey, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
 """What constraints forbid, once for each pair of tables: it does not depend on the link."""
 
 _Standing = Tuple[Tuple[str, ...], Array, Array]
@@ -222,12 +238,11 @@ def _forbidden(plans: PreparedPlans, constraints: Constraints, *, serial: bool) 
 
 def _standing(plans: PreparedPlans, constraints: Constraints) -> _Standing:
     """Return why choices may not be used; as a mask; and that with all but serial cuts in it."""
-    known = _known.setdefault(plans, {})
+    known = _known.setdefault(plans.key, {})
     if constraints not in known:
         why = tuple(_against(plans, choice, constraints) for choice in plans.choices)
         mask = np.asarray([bool(reason) for reason in why])
-        striped = np.asarray([choice.plan is not None for choice in plans.choices])
-        known[constraints] = why, mask, mask | striped
+        known[constraints] = why, mask, mask | plans.striped
     return known[constraints]
 
 

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.prepared import PreparedPlans
+from calibration.prepared import PlansKey, PreparedPlans
 from calibration.ranking import barred
 from calibration.schedule import ROBOT, SERVER
 from calibration.swarm import SwarmProblem, swarm
@@ -171,15 +171,15 @@ class _SerialCosts:
     remote: NDArray[np.bool_]
 
 
-_known: "WeakKeyDictionary[PreparedPlans, _SerialCosts]" = WeakKeyDictionary()
+_known: "WeakKeyDictionary[PlansKey, _SerialCosts]" = WeakKeyDictionary()
 """Worked out once for each pair of tables."""
 
 
 def _serial_costs(plans: PreparedPlans) -> _SerialCosts:
-    costs = _known.get(plans)
+    costs = _known.get(plans.key)
     if costs is None:
         works = [choice.work for choice in plans.choices[: len(plans.manifest.cuts)]]
-        costs = _known[plans] = _SerialCosts(
+        costs = _known[plans.key] = _SerialCosts(
             robot_s=np.asarray([work.busy_s(ROBOT) for work in works]),
             server_s=np.asarray([work.busy_s(SERVER) for work in works]),
             bytes_up=np.asarray([float(work.bytes_up) for work in works]),

@@ -28,6 +28,9 @@ _MAX_BUFFERS = 512
 _BATCH_BYTES = 65536
 """A reader is woken for so much, not for every segment: what computes beside it keeps its core."""
 
+_SMALL_BYTES = 4096
+"""So little is read as it comes: the last words of a peer that goes away must not wait."""
+
 _BATCH_S = 0.02
 """Longest that less than that waits to be read."""
 
@@ -204,7 +207,7 @@ class Stream:
 
     def _await_bytes(self, wanted: int, deadline: Deadline, stalled: Deadline) -> None:
         """Wait until a batch of the wanted bytes is there, or some of them for a while."""
-        batch = min(wanted, _BATCH_BYTES)
+        batch = min(wanted, _BATCH_BYTES) if wanted > _SMALL_BYTES else 1
         if batch != self._batch and hasattr(socket, "SO_RCVLOWAT"):
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, batch)
             self._batch = batch

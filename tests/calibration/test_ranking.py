@@ -6,7 +6,7 @@ import pytest
 
 from calibration.objectives import UNCONSTRAINED, Constraints, parse_objective
 from calibration.prepared import PreparedPlans
-from calibration.ranking import Ranking, barred, rank
+from calibration.ranking import WORTHWHILE, Ranking, barred, rank
 from calibration.segment_times import SegmentTimes
 from tests.hand_tables import BITS, HEAD_S, LAST, MODEL, PLANS, ROBOT, SERVER, TAIL_S, Steps
 from tests.striped import Layer, chain, serial
@@ -197,3 +197,24 @@ def test_the_needed_goodput_is_the_one_at_which_the_limit_is_met() -> None:
             assert choice.latency_s(bps, 0.004, 0.01) == pytest.approx(0.35)
         else:
             assert choice.latency_s(None, 0.004, 0.01) <= 0.35
+
+
+def test_a_striped_plan_is_taken_only_where_its_gain_is_more_than_the_prediction_can_tell() -> (
+    None
+):
+    manifest = chain([Layer(2000, lag=2), Layer(500, 2, 3)], whole=[10])
+    robot = SegmentTimes((0.2, 0.2, 0.02))
+    taken = {False: 0, True: 0}
+    for server_s in np.geomspace(1e-4, 0.2, 40):
+        plans = PreparedPlans(manifest, robot, SegmentTimes((server_s, server_s, 1e-3)))
+        for bps in np.geomspace(1e5, 1e9, 40):
+            found = rank(plans, parse_objective("latency"), lambda _, b=bps: b, rtt_s=0.002)
+            least = float(found.costs.min())
+            serial = float(found.costs[~plans.striped].min())
+            assert found.best is not None
+            striped = bool(plans.striped[found.best])
+            assert striped == (least < serial * WORTHWHILE)
+            assert found.costs[found.best] == pytest.approx(least if striped else serial)
+            if least < serial:
+                taken[striped] += 1
+    assert min(taken.values()) > 0, "both happen"

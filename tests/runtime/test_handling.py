@@ -96,6 +96,8 @@ def test_what_tells_nothing_is_left_out(plans: PreparedPlans, changes: dict[str,
 def test_plans_with_nothing_new_are_the_same(plans: PreparedPlans) -> None:
     assert plans.with_handling(NO_HANDLING) is plans
     other = plans.with_handling(Handling(1e-4, 0.0))
+    assert plans.with_handling(Handling(1e-4, 0.0)) is other
+    assert other.key is plans.key
     assert other.with_handling(NO_HANDLING) is not other
     assert np.array_equal(
         other.with_handling(NO_HANDLING).latencies_s(BPS, RTT_S), plans.latencies_s(BPS, RTT_S)
