@@ -32,10 +32,13 @@ from calibration.ranges import quantised, scale_of
 from compiler.passes.half import infer_types
 from engines.errors import TraceError
 
-__all__ = ["LEAST_OPSET", "QuantisedNames", "quantisable", "quantise"]
+__all__ = ["LEAST_OPSET", "WEIGHTED", "QuantisedNames", "quantisable", "quantise"]
 
 LEAST_OPSET = 13
 """QuantizeLinear has scales by channel from opset 13 on."""
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is the weight, where that is constant."""
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -248,9 +251,7 @@ class _Quantisation:
 
 def _data_of(node: ir.Node) -> ir.Value | None:
     """Return the data input of a node that can be quantised; none of one that cannot."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in (
-        *("Conv", "ConvTranspose", "Gemm", "MatMul"),
-    ):
+    if node.domain not in ("", "ai.onnx") or node.op_type not in WEIGHTED:
         return None
     data, weight = node.inputs[0], node.inputs[1]
     if data is None or weight is None or data.const_value is not None:

@@ -87,6 +87,9 @@ class QuantizerSpec:
 
 QUANTIZERS = {
     "onnxruntime": QuantizerSpec("compiler.quantizers.measured:MeasuredQuantizer", METHODS, "mse"),
+    "modelopt": QuantizerSpec(
+        "compiler.quantizers.modelopt:ModeloptQuantizer", ("entropy", "minmax"), "entropy"
+    ),
 }
 
 DEFAULT_QUANTIZER = "onnxruntime"
