@@ -291,7 +291,7 @@ def draft(
         spec=SPEC,
         name=name,
         model_digest=_model_digest(folder, weights),
-        producer=_producer(),
+        producer=_producer(quantisation),
         opset=int(opset),
         precision=prepared.precision,
         graph=GRAPH_FILE,
@@ -394,10 +394,13 @@ def _tolerance(
     return {**table, "int8": coarsest} if quantised else table
 
 
-def _producer() -> dict[str, str]:
+def _producer(quantisation: Quantisation | None) -> dict[str, str]:
     """Return the versions of what compiles here."""
     versions = {}
-    for package in ("splitrt", "torch", "onnx", "onnxruntime"):
+    packages = ["splitrt", "torch", "onnx", "onnxruntime"]
+    if quantisation is not None and quantisation.quantizer == "modelopt":
+        packages.append("nvidia-modelopt")
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

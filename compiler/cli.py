@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from calibration.ranges import METHODS
 from compiler.images import parse_image
 from compiler.inputs import parse_input
 from compiler.options import MAX_ERROR, SENSITIVE, THIS, parse_halos, parse_size
 from compiler.pipeline import PRECISIONS, STRIPES, CompileOptions, compile_model
+from compiler.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 from compiler.target_specs import BUILDERS
 from engines.console import command_options, print_json, progress_bar
 from engines.halves import HALVES
@@ -153,12 +153,22 @@ __all__ = ["main"]
 )
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="The first N of the data.")
 @click.option(
-    "--ranges",
-    type=click.Choice(METHODS),
-    default="mse",
+    "--quantizer",
+    type=click.Choice(list(QUANTIZERS)),
+    default=DEFAULT_QUANTIZER,
     show_default=True,
-    help="With int8: how far a tensor's codes reach: to its largest value, to all but 0.01% of "
-    "its values, or as far as has the least squared error.",
+    help="With int8: what decides which nodes take codes and how far those reach. onnxruntime: "
+    "all that can, by ranges measured there; modelopt: those that NVIDIA ModelOpt quantises, "
+    "where TensorRT fuses them.",
+)
+@click.option(
+    "--ranges",
+    type=click.Choice(
+        list(dict.fromkeys(name for spec in QUANTIZERS.values() for name in spec.methods))
+    ),
+    help="With int8: how far a tensor's codes reach: to its largest value (minmax), to all but "
+    "0.01% of its values (percentile), as far as has the least squared error (mse, the default "
+    "of onnxruntime), or by least entropy (of modelopt, which has minmax beside it).",
 )
 @click.option(
     "--max-int8-error",
@@ -215,7 +225,8 @@ def main(
     sensitive: str,
     calibrate: str | None,
     samples: int | None,
-    ranges: str,
+    quantizer: str,
+    ranges: str | None,
     max_int8_error: float,
     metric: str,
     builder: str,
@@ -254,6 +265,7 @@ def main(
         sensitive=sensitive,
         calibrate=calibrate,
         samples=samples,
+        quantizer=quantizer,
         ranges=ranges,
         max_int8_error=max_int8_error,
         metric=metric,

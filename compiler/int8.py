@@ -1,10 +1,11 @@
 """INT8: which nodes are quantised, by how much, and at what cost; measured over the user's data.
 
-1. The float32 graph runs over all samples; the ranges of every data input are collected, which
-   gives a threshold for each (``calibration.collect``).
-2. Everything that can be is quantised, and compared with the float32 graph over a few samples:
-   the mean error over the samples, 1 - cosine or a metric of the user's. If that is at most the
-   limit, it is done.
+1. The float32 graph runs over all samples; the ranges of every value that is to be quantised are
+   collected, which gives a threshold for each (``calibration.collect``), unless the quantizer has
+   thresholds of its own.
+2. Everything that the quantizer names (``compiler.quantizers``) is quantised, and compared with
+   the float32 graph over a few samples: the mean error over the samples, 1 - cosine or a metric of
+   the user's. If that is at most the limit, it is done.
 3. If not, every node is quantised by itself, or every group of neighbours where there are many,
    and compared likewise: that is its sensitivity. Nodes are then left out of int8, the most
    sensitive first; how many is found by bisection, so that the error comes within the limit.
@@ -38,6 +39,7 @@ from compiler.options import Int8Options
 from compiler.passes.half import LARGEST, convert_nodes_to_half
 from compiler.passes.islands import named_nodes
 from compiler.passes.quantise import QuantisedNames, quantisable, quantise
+from compiler.quantizers import Placement, open_quantizer
 from compiler.rounding import rounded
 from compiler.whole import WholeRun
 from engines.errors import EmitError, TraceError
@@ -98,14 +100,11 @@ def quantise_model(
         EmitError: ONNX Runtime cannot run the graph.
     """
     named = _Named.of(model, paths, options)
-    able = quantisable(model, named.exact | named.halves)
-    if not able:
-        raise TraceError(
-            "--precision int8: no node can be quantised: expected a Conv, ConvTranspose, Gemm or "
-            "MatMul of a float32 value with constant float32 weights; compile with --precision "
-            "fp16, or leave it out"
-        )
-    search = _Search(exact, able, named.halves, options, progress)
+    placement = open_quantizer(options.quantizer).place(
+        model, exact, samples, left_out=named.exact | named.halves, method=options.ranges
+    )
+    able = _values_of(model, placement)
+    search = _Search(exact, placement, able, named.halves, options, progress)
     ranges = search.calibrate(samples)
     for warning in ranges.warnings:
         logger.warning("--calibrate: %s", warning)
@@ -114,14 +113,16 @@ def quantise_model(
     if kept and options.sensitive == "fp16":
         halves, error = search.halve(list(kept), error)
     chosen = [node for node in able if node not in kept]
-    floats = {node: "fp32" for node in quantisable(model) if node not in chosen}
-    names = quantise(model, paths, chosen, search.thresholds)
+    left = {*able, *quantisable(model)}.difference(chosen)
+    floats = {node.name or "": "fp32" for node in model.graph if node.name in left}
+    names = quantise(model, paths, chosen, search.thresholds, placement.sites)
     if halves:
         aliases, done = convert_nodes_to_half(model, paths, halves)
         names.aliases.update({new: names.aliases.get(old, old) for new, old in aliases.items()})
         floats.update(dict.fromkeys(done, "fp16"))
     record = Quantisation(
-        method=options.method,
+        quantizer=options.quantizer,
+        method=options.ranges,
         data=ranges.data,
         samples=ranges.samples,
         quantised=tuple(chosen),
@@ -157,13 +158,16 @@ class _Search:
     def __init__(
         self,
         exact: Path,
-        able: Mapping[str, str],
+        placement: Placement,
+        able: Mapping[str, Sequence[str]],
         halves: frozenset[str],
         options: Int8Options,
         progress: Callable[[int, int], None],
     ) -> None:
         self._exact = exact
+        self._sites = placement.sites
         self._able = able
+        self._own = placement.thresholds
         self._halves = halves
         self._options = options
         self._metric = open_metric(options.metric)
@@ -179,7 +183,7 @@ class _Search:
 
     def calibrate(self, samples: Samples) -> Ranges:
         """Run the float32 graph over all samples, and keep a few of them."""
-        names = sorted(set(self._able.values()))
+        names = sorted({name for names in self._able.values() for name in names})
         run = WholeRun(self._model, self._exact.parent, names)
         outputs = [value.name for value in self._model.graph.output]
         # Spread over the data where its size is known: neighbours are often alike.
@@ -197,9 +201,11 @@ class _Search:
             self._progress(done, total or done)
 
         ranges = collect(observed, samples, model="", progress=advance)
-        self.thresholds = {
-            name: found.threshold(self._options.method) for name, found in ranges.tensors.items()
-        }
+        if self._own is not None:
+            self.thresholds = dict(self._own)
+        else:
+            method = self._options.ranges
+            self.thresholds = {n: found.threshold(method) for n, found in ranges.tensors.items()}
         self._too_large = {
             name
             for name, found in ranges.tensors.items()
@@ -244,7 +250,11 @@ class _Search:
         """
         chosen = [node for node in self._able if node not in kept]
         groups = [
-            [node for node in group if node in kept and self._able[node] not in self._too_large]
+            [
+                node
+                for node in group
+                if node in kept and self._too_large.isdisjoint(self._able[node])
+            ]
             for group in self._groups
         ]
         groups = [group for group in groups if group]
@@ -285,7 +295,7 @@ class _Search:
         """
         halves = self._halves if halves is None else halves
         model = ir.load(self._exact)
-        quantise(model, {}, nodes, self.thresholds)
+        quantise(model, {}, nodes, self.thresholds, self._sites)
         if halves:
             convert_nodes_to_half(model, {}, halves)
         made = ir.serde.serialize_model(model)
@@ -303,6 +313,20 @@ class _Search:
             for outputs in [run(inputs)]
         ]
         return sum(distances) / len(distances)
+
+
+def _values_of(model: ir.Model, placement: Placement) -> dict[str, list[str]]:
+    """Return the values, but for constants, that take codes by node, in the file's order."""
+    return {
+        node.name or "": [
+            value.name or ""
+            for place in placement.sites[node.name or ""]
+            for value in [node.inputs[place]]
+            if value is not None and value.const_value is None
+        ]
+        for node in model.graph
+        if node.name in placement.sites
+    }
 
 
 def _fewest(

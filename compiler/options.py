@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from calibration.metrics import METRICS
-from calibration.ranges import METHODS
+from compiler.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 from engines.errors import CutError, TraceError
 
 __all__ = [
@@ -71,7 +71,9 @@ class Int8Options:
     """How to quantise.
 
     Attributes:
-        method: How thresholds are chosen, one of :data:`calibration.ranges.METHODS`.
+        quantizer: What decides which nodes take codes, one of
+            :data:`compiler.quantizers.QUANTIZERS`.
+        method: How it chooses thresholds; by default its own default.
         max_error: Mean error above which sensitive nodes stay in float32.
         metric: What an error is: a name that :func:`calibration.metrics.open_metric` takes.
         islands: Nodes, tensors or module paths that stay in float32 in any case.
@@ -79,7 +81,8 @@ class Int8Options:
         sensitive: What sensitive nodes compute in, one of :data:`SENSITIVE`.
     """
 
-    method: str = "mse"
+    quantizer: str = DEFAULT_QUANTIZER
+    method: str | None = None
     max_error: float = MAX_ERROR
     metric: str = "cosine"
     islands: tuple[str, ...] = ()
@@ -87,9 +90,15 @@ class Int8Options:
     sensitive: str = "fp16"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.quantizer not in QUANTIZERS:
             raise TraceError(
-                f"--ranges: expected one of {', '.join(METHODS)}, given {self.method!r}"
+                f"--quantizer: expected one of {', '.join(QUANTIZERS)}, given {self.quantizer!r}"
+            )
+        methods = QUANTIZERS[self.quantizer].methods
+        if self.ranges not in methods:
+            raise TraceError(
+                f"--ranges: expected one of {', '.join(methods)} with --quantizer "
+                f"{self.quantizer}, given {self.ranges!r}"
             )
         if self.sensitive not in SENSITIVE:
             raise TraceError(
@@ -102,6 +111,11 @@ class Int8Options:
                 f"--metric: expected one of {', '.join(METRICS)}, or module:function or "
                 f"file.py:function, given {self.metric!r}"
             )
+
+    @property
+    def ranges(self) -> str:
+        """How thresholds are chosen."""
+        return self.method or QUANTIZERS[self.quantizer].default
 
 
 def parse_size(text: str) -> int:

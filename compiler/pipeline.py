@@ -25,6 +25,7 @@ from calibration.report import render_report
 from compiler.images import ImageSpec, split_pixels
 from compiler.inputs import InputSpec, load_example
 from compiler.options import MAX_ERROR, CutOptions, Int8Options
+from compiler.quantizers import DEFAULT_QUANTIZER, open_quantizer
 from compiler.report import Report, make_report
 from compiler.sources import Source, open_source, source_from_object
 from compiler.target_specs import (
@@ -123,7 +124,9 @@ class CompileOptions:
         calibrate: DATA (see ``calibration.samples``): the ranges of what crosses are measured
             over it, and ``int8`` quantises by it.
         samples: Most samples of it to use.
-        ranges: How ``int8`` chooses thresholds: ``minmax``, ``percentile`` or ``mse``.
+        quantizer: What decides which nodes ``int8`` quantises, and how far codes reach, one of
+            :data:`compiler.quantizers.QUANTIZERS`.
+        ranges: How it chooses thresholds, as its methods there say; by default its own default.
         max_int8_error: Mean error that ``int8`` may cost; sensitive nodes stay in float32 to
             keep it.
         metric: What that error is: ``cosine`` (1 - cosine) or another one of
@@ -158,7 +161,8 @@ class CompileOptions:
     sensitive: str = "fp16"
     calibrate: str | None = None
     samples: int | None = None
-    ranges: str = "mse"
+    quantizer: str = DEFAULT_QUANTIZER
+    ranges: str | None = None
     max_int8_error: float = MAX_ERROR
     metric: str = "cosine"
     stripes: str = "auto"
@@ -210,6 +214,11 @@ class CompileOptions:
                 "--precision int8: expected --calibrate DATA (a folder of images, an .npz file or "
                 "module:name), given none; some 30 to 500 inputs like those to come"
             )
+        if self.quantizer != DEFAULT_QUANTIZER and self.precision != "int8":
+            raise TraceError(
+                f"--quantizer {self.quantizer}: expected with --precision int8, given "
+                f"{self.precision}"
+            )
         if self.samples is not None and self.samples < 1:
             raise TraceError(f"--samples: expected 1 or more, given {self.samples}")
         if self.samples is not None and self.calibrate is None:
@@ -259,6 +268,7 @@ class CompileOptions:
     def int8_options(self) -> Int8Options:
         """How to quantise."""
         return Int8Options(
+            quantizer=self.quantizer,
             method=self.ranges,
             max_error=self.max_int8_error,
             metric=self.metric,
@@ -336,6 +346,8 @@ def compile_model(
             from compiler.torch_tensorrt import find_torch_tensorrt
 
             find_torch_tensorrt()  # before anything that takes long
+        if options.precision == "int8":
+            open_quantizer(options.quantizer)  # likewise
     name = options.name or source.name
     out = Path(f"{name}.bundle") if out is None else out
     with _no_folders_left(out), new_bundle(out) as (folder, finish):

@@ -199,17 +199,19 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     """How a graph of 8-bit operators came about.
 
     Attributes:
-        method: How thresholds were chosen: ``minmax``, ``percentile`` or ``mse``.
+        method: How thresholds were chosen: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
         data: SHA-256 of the calibration data (see ``calibration.samples``).
         samples: How many samples it has.
-        quantised: Nodes that compute in 8 bits.
+        quantised: Nodes that take codes of 8 bits.
         kept: Nodes that do not, though they could, each with what quantising it alone costs: the
             mean of ``metric`` over the samples.
         error: The same of the graph as it is, against the float32 model.
         metric: What an error is (see ``calibration.metrics``).
         outputs: How far each output is from the float32 model's.
         floats: ``fp16`` or ``fp32`` by node: of those that could compute in 8 bits and do not, for
-            what it costs or since the user says so, and of those between two in float16.
+            what it costs or since the user or the quantizer says so, and of those between two in
+            float16.
+        quantizer: What decided which nodes could take codes (see ``compiler.quantizers``).
     """
 
     method: str
@@ -221,6 +223,7 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = "cosine"
     outputs: Dict[str, OutputError] = {}
     floats: Dict[str, str] = {}
+    quantizer: str = "onnxruntime"
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

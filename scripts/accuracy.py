@@ -31,6 +31,7 @@ from calibration.metrics import cosine_distance, label_disagreement
 from calibration.precisions import precisions_text
 from calibration.ranges import METHODS, dequantised, quantised, scale_of, stored_ranges
 from compiler import CompileOptions, compile_model
+from compiler.quantizers import DEFAULT_QUANTIZER, QUANTIZERS
 from engines.backend import open_backend
 from engines.bundle import Bundle
 from engines.codecs.encoders import Encoders
@@ -210,15 +211,20 @@ def classifier(
     expected = run_whole(exact, inputs)
     by_tensor, by_channel, gain = at_the_cuts(name, exact, inputs, expected, top1)
     methods = by_method(name, exact, inputs, expected)
-    whole = compiled(model, name, data, "int8", **common)
-    record = whole.manifest.quantisation
-    assert record is not None, "not quantised"
-    share, cosine, worst = compare(run_whole(whole, inputs), expected, top1)
-    console.print(
-        f"{name} in INT8: {precisions_text(record)}; over {len(inputs)} "
-        f"crops that were held out: top-1 agreement {share:.1%}, cosine {cosine:.4f}, worst "
-        f"{worst:.4f}; weights {megabytes(exact)} -> {megabytes(whole)}"
-    )
+    for quantizer in quantizers():
+        title = name if quantizer == DEFAULT_QUANTIZER else f"{name}-{quantizer}"
+        other = compiled(model, title, data, "int8", quantizer=quantizer, **common)
+        record = other.manifest.quantisation
+        assert record is not None, "not quantised"
+        scores = compare(run_whole(other, inputs), expected, top1)
+        console.print(
+            f"{name} in INT8 by {quantizer}: {precisions_text(record, most=4)}; over "
+            f"{len(inputs)} crops that were held out: top-1 agreement {scores[0]:.1%}, cosine "
+            f"{scores[1]:.4f}, worst {scores[2]:.4f}; weights {megabytes(exact)} -> "
+            f"{megabytes(other)}; plan {plan_bytes(other)} bytes"
+        )
+        if quantizer == DEFAULT_QUANTIZER:
+            whole, (share, cosine, _) = other, scores
     found = {
         "by_tensor": by_tensor,
         "by_channel": by_channel,
@@ -230,6 +236,16 @@ def classifier(
     return whole, found
 
 
+def quantizers() -> list[str]:
+    """Return the quantizers that can be used here, the default first."""
+    return [name for name in QUANTIZERS if name != "modelopt" or importable("modelopt")]
+
+
+def importable(module: str) -> bool:
+    """Whether a module is installed."""
+    return importlib.util.find_spec(module) is not None
+
+
 def megabytes(bundle: Bundle) -> str:
     """Say the size of a bundle's weights."""
     return f"{bundle.manifest.files[bundle.manifest.weights].bytes / 1e6:.2f} MB"
@@ -237,6 +253,8 @@ def megabytes(bundle: Bundle) -> str:
 
 def plan_bytes(bundle: Bundle) -> int | str:
     """Build a plan of a bundle's whole graph for SM 8.6 and 8.9; no GPU is needed."""
+    if not importable("tensorrt_rtx"):
+        return "of unknown"
     import tensorrt_rtx as trt
 
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
@@ -273,7 +291,7 @@ def lite0() -> None:
                 for kind in ("", *(f":{method}" for method in METHODS))),
     )  # fmt: skip
     goal(f"lite0: INT8 cosine at least 0.99 ({found['cosine']:.4f})", met=found["cosine"] >= 0.99)
-    if importlib.util.find_spec("tensorrt_rtx") is None:
+    if not importable("tensorrt_rtx"):
         console.print("plans: tensorrt_rtx is not installed")
         return
     from compiler.inputs import parse_input

@@ -7,6 +7,7 @@
 2. Other operators that take X (a skip connection, a pooling) take the dequantised value too, so
    that nothing but ``X_int8`` need cross a cut there, a quarter of the bytes of X. Nodes that
    could be quantised and are not, since that costs too much, take X itself.
+   Another operator may have inputs quantised as well, where a quantizer says so.
 3. Q/DQ pairs are all that TensorRT 11 and TensorRT for RTX know of int8: symmetric, per tensor
    for activations and per channel for weights. What a runtime fuses of it is its own affair.
 4. Codes are made as they are written: never are there two copies of all weights.
@@ -31,10 +32,13 @@ from calibration.ranges import quantised, scale_of
 from compiler.passes.half import infer_types
 from engines.errors import TraceError
 
-__all__ = ["LEAST_OPSET", "QuantisedNames", "quantisable", "quantise"]
+__all__ = ["LEAST_OPSET", "WEIGHTED", "QuantisedNames", "quantisable", "quantise"]
 
 LEAST_OPSET = 13
 """QuantizeLinear has scales by channel from opset 13 on."""
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose second input is the weight, where that is constant."""
 
 _FLOAT = ir.DataType.FLOAT
 
@@ -83,17 +87,20 @@ def quantise(
     paths: dict[str, str],
     nodes: Collection[str],
     thresholds: Mapping[str, float],
+    sites: Mapping[str, Sequence[int]] | None = None,
 ) -> QuantisedNames:
     """Quantise some nodes of a model, in place.
 
     Args:
         model: The final graph, without functions.
         paths: Module path of the node that gives a value; those of new values are added.
-        nodes: Names of nodes that :func:`quantisable` gave.
-        thresholds: Largest |value| that a code stands for, by data input.
+        nodes: Names of nodes of ``sites``.
+        thresholds: Largest |value| that a code stands for, by value.
+        sites: Numbers of the inputs that take codes, values or weights, by node; by default data
+            input and weight of all that :func:`quantisable` gives.
     """
     infer_types(model)
-    return _Quantisation(model, paths, nodes, thresholds).run()
+    return _Quantisation(model, paths, nodes, thresholds, sites).run()
 
 
 class _Quantisation:
@@ -105,14 +112,21 @@ class _Quantisation:
         paths: dict[str, str],
         nodes: Collection[str],
         thresholds: Mapping[str, float],
+        sites: Mapping[str, Sequence[int]] | None,
     ) -> None:
         self._graph = model.graph
         self._paths = paths
         self._thresholds = thresholds
         everything = list(model.graph)
-        self._able = {node for node in everything if _data_of(node) is not None}
-        self._chosen = [node for node in everything if node.name in set(nodes)]
-        assert self._able.issuperset(self._chosen), "a node that cannot be quantised"
+        able = {node for node in everything if _data_of(node) is not None}
+        if sites is None:
+            sites = {node.name or "": (0, 1) for node in able}
+        self._chosen = [
+            (node, sites[node.name or ""]) for node in everything if node.name in set(nodes)
+        ]
+        # What takes a value itself where it is not chosen: nothing else need cross for others.
+        self._able = {(node, 0) for node in able}
+        self._able |= {(n, place) for n in everything for place in sites.get(n.name or "", ())}
         self._taken = {value.name for value in self._graph.inputs}
         self._taken.update(self._graph.initializers)
         for node in ir.traversal.RecursiveGraphIterator(self._graph):
@@ -123,23 +137,26 @@ class _Quantisation:
 
     def run(self) -> QuantisedNames:
         """Rewrite the graph."""
-        activations: dict[ir.Value, list[ir.Node]] = {}
-        for node in self._chosen:
-            data = node.inputs[0]
-            assert data is not None, node
-            activations.setdefault(data, []).append(node)
+        activations: dict[ir.Value, set[tuple[ir.Node, int]]] = {}
+        weights: list[tuple[ir.Node, int, ir.Value]] = []
+        for node, places in self._chosen:
+            for place in places:
+                value = node.inputs[place]
+                assert value is not None, node
+                if value.const_value is not None:
+                    weights.append((node, place, value))
+                else:
+                    activations.setdefault(value, set()).add((node, place))
         for value, takers in activations.items():
             self._pair(value, takers)
-        for node in self._chosen:
-            weight = node.inputs[1]
-            assert weight is not None, node
-            node.replace_input_with(1, self._decoded(weight, _channel_axis(node)))
+        for node, place, weight in weights:
+            node.replace_input_with(place, self._decoded(weight, _channel_axis(node)))
         for weight, _ in self._weights:
             if not weight.uses() and not weight.is_graph_output():
                 self._graph.initializers.pop(weight.name or "", None)
         return self._names
 
-    def _pair(self, value: ir.Value, takers: Sequence[ir.Node]) -> None:
+    def _pair(self, value: ir.Value, takers: Collection[tuple[ir.Node, int]]) -> None:
         uses = list(value.uses())
         name = value.name or ""
         scale = scale_of(self._thresholds[name])
@@ -156,8 +173,8 @@ class _Quantisation:
                 self._paths[new] = self._paths[name]
         self._names.scales[codes.name or ""] = float(scale)
         for use in uses:
-            able = use.node in self._able and use.idx == 0
-            if use.node.graph is self._graph and (use.node in takers or not able):
+            place = (use.node, use.idx)
+            if use.node.graph is self._graph and (place in takers or place not in self._able):
                 use.node.replace_input_with(use.idx, decoded)
 
     def _decoded(self, weight: ir.Value, axis: int) -> ir.Value:
@@ -234,9 +251,7 @@ class _Quantisation:
 
 def _data_of(node: ir.Node) -> ir.Value | None:
     """Return the data input of a node that can be quantised; none of one that cannot."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in (
-        *("Conv", "ConvTranspose", "Gemm", "MatMul"),
-    ):
+    if node.domain not in ("", "ai.onnx") or node.op_type not in WEIGHTED:
         return None
     data, weight = node.inputs[0], node.inputs[1]
     if data is None or weight is None or data.const_value is not None:

@@ -337,8 +337,8 @@ def test_islands(compile_):
 def test_wrong_scales_fail_the_proof(compile_, monkeypatch):
     real = int8.quantise
 
-    def wrong(model, paths, nodes, thresholds):
-        return real(model, paths, nodes, {name: t / 50 for name, t in thresholds.items()})
+    def wrong(model, paths, nodes, thresholds, sites):
+        return real(model, paths, nodes, {name: t / 50 for name, t in thresholds.items()}, sites)
 
     monkeypatch.setattr(int8._Search, "_error", lambda self, nodes, most=0: 0.001)
     monkeypatch.setattr(int8, "quantise", wrong)
@@ -452,7 +452,8 @@ def test_what_cannot_be_quantised(compile_, tmp_path):
     ("options", "match"),
     [
         ({"precision": "int8"}, "expected --calibrate DATA"),
-        ({"ranges": "entropy"}, "--ranges: expected one of minmax, percentile, mse"),
+        ({"ranges": "entropy"}, "--ranges: expected one of minmax, percentile, mse with --quant"),
+        ({"quantizer": "entropy"}, "--quantizer: expected one of onnxruntime"),
         ({"max_int8_error": 2.0}, "--max-int8-error: expected 0 to 1"),
         ({"metric": "hmean"}, "--metric: expected one of top1, cosine, rms, max, or module:"),
         ({"sensitive": "bf16"}, "--sensitive: expected one of fp16, fp32"),
@@ -567,6 +568,37 @@ def test_a_kept_node_takes_the_value_itself_and_weights_may_be_shared():
     assert taken["kept"] == ["x", "v"]
     assert taken["relu"] == ["x_dequantised"]
     assert [n.op_type for n in made.values()].count("DequantizeLinear") == 2
+
+
+def test_inputs_that_a_quantizer_names_take_codes():
+    nodes = [
+        h.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        h.make_node("Add", ["a", "x"], ["b"], name="skip"),
+        h.make_node("Mul", ["b", "b"], ["c"], name="square"),
+        h.make_node("MatMul", ["x", "w"], ["d"], name="alone"),
+        h.make_node("Sum", ["c", "d", "a"], ["y"], name="sum"),
+    ]
+    weights = {"w": floats(8, 8)}
+    sites = {"one": (0, 1), "skip": (0,), "square": (1,), "alone": (1,)}
+
+    def taken(chosen):
+        model = model_of(nodes, {"x": [1, 8]}, {"y": [1, 8]}, weights)
+        made = ir.serde.deserialize_model(model)
+        quantise(made, {}, chosen, dict.fromkeys("xab", 3.0), sites)
+        proto = ir.serde.serialize_model(made)
+        onnx.checker.check_model(proto, full_check=True)
+        return {n.name: list(n.input) for n in proto.graph.node}
+
+    every = taken(list(sites))
+    # What takes a value beside a named input takes its codes too, but for what could be named.
+    assert every["one"] == ["x_dequantised", "w_dequantised"]
+    assert every["skip"] == ["a_dequantised", "x_dequantised"]
+    assert every["square"] == ["b_dequantised", "b_dequantised"]
+    assert every["alone"] == ["x", "w_dequantised"]
+    assert every["sum"] == ["c", "d", "a_dequantised"]
+    some = taken(["one", "square"])
+    assert some["skip"] == ["a", "x_dequantised"]
+    assert some["alone"] == ["x", "w"]
 
 
 def test_a_users_own_pairs_are_left_alone():
