@@ -182,6 +182,8 @@ def _reason(found: Ranking, place: int, objective: Objective) -> str:
         return _out_of_bounds(objective, float(bounded[place]))
     best = float(found.costs[found.best]) if found.best is not None else 0.0
     more = cost - best
+    if more < 0 and best > 0:  # striped, and the choice is not
+        return f"{-100 * more / best:.1f}% less: a gain too small for stripes"
     if more <= 0:
         return "as good; of equals the first is taken"
     part = f" (+{100 * more / best:.1f}%)" if best > 0 else ""

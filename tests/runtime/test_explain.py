@@ -64,6 +64,16 @@ def test_parts_add_up_to_the_expected_latency_of_a_serial_choice() -> None:
         assert candidate.energy_j == pytest.approx(p.energy_j)
 
 
+def test_a_gain_too_small_for_stripes_is_told() -> None:
+    robot, server = SegmentTimes((0.4,) * 5), SegmentTimes((0.001,) * 5)
+    plans = PreparedPlans(STRIPED, robot, server)
+    found = explain(Situation(plans, KnownLink(4e6, 0.002), 0.0))
+    assert found.candidates[0].predicted.mode == "frame"
+    small = [c for c in found.candidates if c.reason.endswith("a gain too small for stripes")]
+    assert small
+    assert all(c.latency_s < found.candidates[0].latency_s for c in small)
+
+
 def test_the_bound_and_what_the_robot_spends_for_it_are_told() -> None:
     found = explain(Situation(PLANS, KnownLink(1e6), 0.0))
     assert found.bound is not None
