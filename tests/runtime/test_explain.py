@@ -67,7 +67,7 @@ def test_parts_add_up_to_the_expected_latency_of_a_serial_choice() -> None:
 def test_a_gain_too_small_for_stripes_is_told() -> None:
     robot, server = SegmentTimes((0.4,) * 5), SegmentTimes((0.001,) * 5)
     plans = PreparedPlans(STRIPED, robot, server)
-    found = explain(Situation(plans, KnownLink(4e6, 0.002), 0.0))
+    found = explain(Situation(plans, KnownLink(1.4e6, 0.002), 0.0))
     assert found.candidates[0].predicted.mode == "frame"
     small = [c for c in found.candidates if c.reason.endswith("a gain too small for stripes")]
     assert small
