@@ -65,13 +65,17 @@ def test_parts_add_up_to_the_expected_latency_of_a_serial_choice() -> None:
 
 
 def test_a_gain_too_small_for_stripes_is_told() -> None:
-    robot, server = SegmentTimes((0.4,) * 5), SegmentTimes((0.001,) * 5)
-    plans = PreparedPlans(STRIPED, robot, server)
-    found = explain(Situation(plans, KnownLink(1.4e6, 0.002), 0.0))
-    assert found.candidates[0].predicted.mode == "frame"
-    small = [c for c in found.candidates if c.reason.endswith("a gain too small for stripes")]
-    assert small
-    assert all(c.latency_s < found.candidates[0].latency_s for c in small)
+    plans = PreparedPlans(STRIPED, SegmentTimes((0.4,) * 5), SegmentTimes((0.001,) * 5))
+    told = 0
+    for mbps in range(5, 200):
+        found = explain(Situation(plans, KnownLink(mbps * 1e5, 0.002), 0.0))
+        small = [c for c in found.candidates if c.reason.endswith("a gain too small for stripes")]
+        assert all(c.latency_s < found.candidates[0].latency_s for c in small)
+        assert all(c.predicted.plan is not None for c in small)
+        if small:
+            assert found.candidates[0].predicted.plan is None
+            told += 1
+    assert told
 
 
 def test_the_bound_and_what_the_robot_spends_for_it_are_told() -> None:
