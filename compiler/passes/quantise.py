@@ -1,9 +1,10 @@
 """Quantisation: convolutions and matrix products take 8-bit numbers, as Q/DQ pairs.
 
-1. The data input X of a quantised node goes through ``X_int8 = QuantizeLinear(X)`` and
-   ``X_dequantised = DequantizeLinear(X_int8)``, one pair for all that take X: one scale, zero
-   point 0. Its weights become int8 codes with one scale for each output channel, and a
-   DequantizeLinear. Biases stay float32, and so does what a node gives.
+1. The data input X of a quantised node goes through ``X_int8 = QuantizeLinear(X)``, once for all
+   that take X, and ``X_dequantised = DequantizeLinear(X_int8)``, once for each node that does, so
+   that a cut between two of them sends codes: one scale, zero point 0. Its weights become int8
+   codes with one scale for each output channel, and a DequantizeLinear. Biases stay float32, and
+   so does what a node gives.
 2. Other operators that take X (a skip connection, a pooling) take the dequantised value too, so
    that nothing but ``X_int8`` need cross a cut there, a quarter of the bytes of X. Nodes that
    could be quantised and are not, since that costs too much, take X itself.
@@ -12,8 +13,8 @@
    for activations and per channel for weights. What a runtime fuses of it is its own affair.
 4. Codes are made as they are written: never are there two copies of all weights.
 
-Invariant: values are named ``NAME_int8`` and ``NAME_dequantised`` after the one they stand for;
-beside those there are scales and one zero point.
+Invariant: values are named ``NAME_int8`` and ``NAME_dequantised`` (``NAME_dequantised_2`` for the
+second taker) after the one they stand for; beside those there are scales and one zero point.
 
 Source:
     TensorRT, "Working with quantized types": explicit quantisation, and where to place Q/DQ.
@@ -118,6 +119,7 @@ class _Quantisation:
         self._paths = paths
         self._thresholds = thresholds
         everything = list(model.graph)
+        self._order = {node: place for place, node in enumerate(everything)}
         able = {node for node in everything if _data_of(node) is not None}
         if sites is None:
             sites = {node.name or "": (0, 1) for node in able}
@@ -157,25 +159,39 @@ class _Quantisation:
         return self._names
 
     def _pair(self, value: ir.Value, takers: Collection[tuple[ir.Node, int]]) -> None:
-        uses = list(value.uses())
+        uses = sorted(value.uses(), key=lambda use: (self._order.get(use.node, -1), use.idx))
         name = value.name or ""
         scale = scale_of(self._thresholds[name])
         factor = self._constant(f"{name}_scale", scale)
         zero = self._zero_point()
         codes = self._node("QuantizeLinear", [value, factor, zero], f"{name}_int8")
         codes.type, codes.shape = ir.TensorType(ir.DataType.INT8), value.shape
-        decoded = self._node("DequantizeLinear", [codes, factor, zero], f"{name}_dequantised")
-        decoded.type, decoded.shape = ir.TensorType(_FLOAT), value.shape
-        self._insert_after(value, [codes, decoded])
-        for new in (codes.name or "", decoded.name or ""):
-            self._names.aliases[new] = name
-            if name in self._paths:
-                self._paths[new] = self._paths[name]
+        self._insert_after(value, [codes])
+        self._alias(codes, name)
         self._names.scales[codes.name or ""] = float(scale)
+        decoded: dict[ir.Node, ir.Value] = {}
         for use in uses:
             place = (use.node, use.idx)
             if use.node.graph is self._graph and (place in takers or place not in self._able):
-                use.node.replace_input_with(use.idx, decoded)
+                if use.node not in decoded:
+                    number = f"_{len(decoded) + 1}" if decoded else ""
+                    given = self._node(
+                        "DequantizeLinear",
+                        [codes, factor, zero],
+                        f"{name}_dequantised{number}",
+                    )
+                    given.type, given.shape = ir.TensorType(_FLOAT), value.shape
+                    producer = given.producer()
+                    assert producer is not None
+                    self._graph.insert_before(use.node, producer)
+                    self._alias(given, name)
+                    decoded[use.node] = given
+                use.node.replace_input_with(use.idx, decoded[use.node])
+
+    def _alias(self, new: ir.Value, name: str) -> None:
+        self._names.aliases[new.name or ""] = name
+        if name in self._paths:
+            self._paths[new.name or ""] = self._paths[name]
 
     def _decoded(self, weight: ir.Value, axis: int) -> ir.Value:
         """Return a weight as its codes stand for it."""

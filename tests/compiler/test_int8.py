@@ -93,10 +93,13 @@ def test_a_residual_network_in_int8(compile_):
     weights = {t.name: t.data_type for t in graph_of(bundle).initializer}
     assert [weights[f"{n}.weight_int8"] for n in ("stem", "first", "second")] == [3, 3, 3]
     assert weights["first.bias"] == FLOAT
-    # The skip takes what the convolution beside it takes: one tensor of codes crosses.
+    # The skip takes what the convolution beside it takes: one tensor of codes crosses, and between
+    # the two only what that branch gave beside it, which is codes again where those are taken.
     codes = [c for c in manifest.cuts if manifest.tensors[c.tensors[0]].dtype == "int8"]
     assert codes
-    assert [len(cut.tensors) for cut in codes] == [1] * len(codes)
+    assert {len(cut.tensors) for cut in codes} == {1, 2}
+    kinds = {tuple(manifest.tensors[name].dtype for name in cut.tensors) for cut in codes}
+    assert kinds == {("int8",), ("int8", "int8"), ("int8", "float32")}
     whole = {spec.shape: spec.nbytes for spec in manifest.inputs}
     assert codes[0].bytes == whole[manifest.inputs[0].shape] / 4
     with Program(bundle, open_backend("ort")) as program:
@@ -564,10 +567,13 @@ def test_a_kept_node_takes_the_value_itself_and_weights_may_be_shared():
     quantise(model, {}, ["one", "two"], {"x": 3.0})
     made = {n.name: n for n in ir.serde.serialize_model(model).graph.node}
     taken = {name: list(made[name].input) for name in ("one", "two", "kept", "relu")}
-    assert taken["one"] == taken["two"] == ["x_dequantised", "w_dequantised"]
+    assert taken["one"] == ["x_dequantised", "w_dequantised"]
+    assert taken["two"] == ["x_dequantised_2", "w_dequantised"]
     assert taken["kept"] == ["x", "v"]
-    assert taken["relu"] == ["x_dequantised"]
-    assert [n.op_type for n in made.values()].count("DequantizeLinear") == 2
+    assert taken["relu"] == ["x_dequantised_3"]
+    operators = [n.op_type for n in made.values()]
+    assert operators.count("QuantizeLinear") == 1, "one code for all"
+    assert operators.count("DequantizeLinear") == 4, "one for each taker, one for the weight"
 
 
 def test_inputs_that_a_quantizer_names_take_codes():
@@ -592,12 +598,12 @@ def test_inputs_that_a_quantizer_names_take_codes():
     every = taken(list(sites))
     # What takes a value beside a named input takes its codes too, but for what could be named.
     assert every["one"] == ["x_dequantised", "w_dequantised"]
-    assert every["skip"] == ["a_dequantised", "x_dequantised"]
+    assert every["skip"] == ["a_dequantised", "x_dequantised_2"]
     assert every["square"] == ["b_dequantised", "b_dequantised"]
     assert every["alone"] == ["x", "w_dequantised"]
-    assert every["sum"] == ["c", "d", "a_dequantised"]
+    assert every["sum"] == ["c", "d", "a_dequantised_2"]
     some = taken(["one", "square"])
-    assert some["skip"] == ["a", "x_dequantised"]
+    assert some["skip"] == ["a", "x_dequantised_2"]
     assert some["alone"] == ["x", "w"]
 
 
