@@ -121,8 +121,8 @@ class Level:
             level = min(self._fast, self._slow)
             if not sample.at_least and new - level < _STANDSTILL:
                 self._renewing = _RENEWED
-            elif not sample.at_least and self._renewing and new > level:
-                self._renewing -= 1
+            elif self._renewing and new > level:  # at least so much is there, bound or not
+                self._renewing -= not sample.at_least
                 fast = slow = 1.0
             if self.newest_s is None:  # only bounds so far
                 fast = slow = 1.0

@@ -153,6 +153,7 @@ class Link:
         self._probed_s = 0.0
         self._rtt_at_s = 0.0
         self._metered = False
+        self._reprobe = False
         self._closing = threading.Event()
         self._settled = threading.Event()
         self._meter = Meter(self.estimator)
@@ -451,6 +452,7 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
+            self._probed_s = time.monotonic()  # this thread's probes come first
             self._encoders = Encoders(self._ranges)
         # Whatever the last connection's was: this one may lead another way.
         self.estimator.take(Connected(time.monotonic()))
@@ -459,8 +461,8 @@ class Link:
         self._meter.attach(channel.stream)
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
-        with self._lock:  # as if it were unknown: what is known may be of the fault
-            size = self._budget.probe(time.monotonic(), None)
+        self._reprobe = self.estimator.estimate.goodput_bps is not None
+        size = self._take_opening(least=self._reprobe)
         if size:
             self._ping(channel, size)
 
@@ -481,7 +483,7 @@ class Link:
             assert isinstance(message.meta, Prepared)  # as decoded for this kind
             self._preparations.end(number, message.meta.trouble)
         elif kind is Kind.PONG:
-            self._take_pong(number)
+            self._take_pong(channel, number)
         elif kind is Kind.PING:
             channel.answer_ping(message)
         elif kind is Kind.GOODBYE:
@@ -633,6 +635,11 @@ class Link:
         with self._lock:
             return self._budget.probe(now, goodput_bps, payload=payload)
 
+    def _take_opening(self, *, least: bool) -> Optional[int]:
+        """Return the payload of a probe of a new connection: what is known may be of the fault."""
+        with self._lock:
+            return self._budget.probe(time.monotonic(), None, least=least)
+
     def _limit_s(self, size: int) -> float:
         """Return how long a probe may take: what the link needs, twice over, and a pause."""
         goodput_bps = self.estimator.estimate.goodput_bps or _UNKNOWN_LINK_BPS
@@ -656,7 +663,7 @@ class Link:
                 self._pings.pop(number, None)
             raise
 
-    def _take_pong(self, number: int) -> None:
+    def _take_pong(self, channel: Channel, number: int) -> None:
         with self._lock:
             sent = self._pings.pop(number, None)
         if sent is None:
@@ -666,6 +673,12 @@ class Link:
         if size:
             self.estimator.take(Transfer(now_s, size, now_s - begin_s))
             self._settled.set()
+            if self._reprobe:
+                # The first may have queued behind what the last connection had left on the way.
+                self._reprobe = False
+                again = self._take_opening(least=True)
+                if again:
+                    self._ping(channel, again)
         else:
             self._rtt_at_s = now_s
             self.estimator.take(RoundTrip(now_s, now_s - begin_s))

@@ -18,11 +18,12 @@ SHARE = 0.01
 MOST_BYTES_PER_S = 64_000.0
 """And never more than this."""
 
-DEPTH_BYTES = 32_768
-"""What a link that is not known yet may be probed with at once; the largest probe."""
-
 LEAST_BYTES = MIN_SAMPLE_BYTES
-"""The smallest: less says too little of goodput."""
+"""The smallest probe: less says too little of goodput."""
+
+DEPTH_BYTES = 2 * LEAST_BYTES + 1024
+"""What a link that is not known yet may be probed with at once; the largest probe. Two of the
+smallest fit, headers and all."""
 
 _PROBE_S = 0.008
 """Time that a probe should take on the link: a few round trips of Wi-Fi."""
@@ -67,7 +68,12 @@ class ProbeBudget:
         self._at_s = now_s
 
     def probe(
-        self, now_s: float, goodput_bps: Optional[float], *, payload: bool = True
+        self,
+        now_s: float,
+        goodput_bps: Optional[float],
+        *,
+        payload: bool = True,
+        least: bool = False,
     ) -> Optional[int]:
         """Take a probe out of the budget.
 
@@ -75,6 +81,7 @@ class ProbeBudget:
             now_s: Time, of a clock that never goes back.
             goodput_bps: Goodput as estimated; none while unknown.
             payload: Whether it shall have any.
+            least: Whether it shall have no more than says something.
 
         Returns:
             Its payload in bytes: 0, which measures the round trip and shows that the server lives,
@@ -83,7 +90,9 @@ class ProbeBudget:
         self.fill(now_s, goodput_bps)
         most = DEPTH_BYTES - self._overhead_bytes
         size = most
-        if goodput_bps is not None:
+        if least:
+            size = LEAST_BYTES
+        elif goodput_bps is not None:
             size = int(min(max(_PROBE_S * goodput_bps / 8.0, LEAST_BYTES), most))
         if not payload or size + self._overhead_bytes > self._left_bytes:
             size = 0

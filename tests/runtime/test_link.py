@@ -16,7 +16,7 @@ from runtime.estimator import LinkState
 from runtime.evidence import Reading
 from runtime.link import Link, Request
 from runtime.messages import Channel
-from runtime.probing import DEPTH_BYTES
+from runtime.probing import DEPTH_BYTES, LEAST_BYTES
 from runtime.transport import Deadline, Stream
 from runtime.wire import Kind
 from tests.runtime.helpers import (
@@ -267,6 +267,46 @@ def test_probes_keep_an_idle_estimate_fresh_within_their_budget(
             spent, seconds = link.probe_bytes, time.monotonic() - begin
             assert spent >= sum(sizes[:-1])
             assert spent <= DEPTH_BYTES + 100_000 * seconds
+        finally:
+            link.close()
+
+
+def test_a_new_connection_is_probed_again_as_the_first_may_queue_behind_what_was_left(
+    toy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.probing.MOST_BYTES_PER_S", 1e7)
+    monkeypatch.setattr("runtime.probing.SHARE", 1.0)
+    sizes: list[list[int]] = []
+
+    def handle(peer: Peer) -> None:
+        hear, mine = peer.hear, []  # type: ignore[var-annotated]
+        sizes.append(mine)
+
+        def slow() -> Message:
+            message = hear()
+            if message.header.kind is Kind.PING:
+                mine.append(message.header.payload_bytes)
+                if len(sizes) == 2 and len(mine) == 2:
+                    time.sleep(0.4)  # as if bytes of the last connection were before it
+            return message
+
+        peer.hear = slow  # type: ignore[method-assign]
+        polite_until(lambda *_: None)(peer)
+
+    with FakeServer(handle) as fake:
+        link = _link(toy, fake)
+        try:
+            assert link.wait_settled(30)
+            eventually(lambda: not link._pings, "the first probes")
+            eventually(lambda: link._budget._left_bytes >= DEPTH_BYTES, "a budget for two")
+            lost = link._channel
+            assert lost is not None
+            lost.stream.abort()
+            eventually(lambda: len(sizes) == 2 and len(sizes[1]) >= 3, "a second probe")
+            assert sizes[1][:3] == [0, LEAST_BYTES, LEAST_BYTES]
+            eventually(lambda: not link._pings, "its answer")
+            queued_bps = 8 * LEAST_BYTES / 0.4
+            assert (link.estimate.goodput_bps or 0.0) > 5 * queued_bps
         finally:
             link.close()
 

@@ -34,6 +34,12 @@ def test_a_probe_without_payload_can_be_asked_for() -> None:
     assert ProbeBudget(OVERHEAD).probe(0.0, 80e6, payload=False) == 0
 
 
+def test_two_of_the_least_fit_at_once() -> None:
+    budget = ProbeBudget(OVERHEAD)
+    given_ = [budget.probe(1.0, bps, least=True) for bps in (None, 80e6, 80e6)]
+    assert given_ == [LEAST_BYTES, LEAST_BYTES, 0]
+
+
 STEPS = st.lists(
     st.tuples(
         st.floats(0.0, 5.0),
