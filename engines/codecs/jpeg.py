@@ -14,7 +14,7 @@ import io
 import numpy as np
 
 from engines.codecs.buffers import put
-from engines.codecs.pictures import as_pixels, from_pixels, picture_of, pillow
+from engines.codecs.pictures import as_pixels, picture_in, picture_of, pillow, read_picture
 from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
 
@@ -55,9 +55,7 @@ class JpegCodec:
 
     def encode(self, array: Array, scratch: memoryview) -> memoryview:
         """Compress ``array`` into ``scratch``."""
-        picture = picture_of(TensorSpec("", array.dtype.name, array.shape), _LONGEST)
-        if picture is None:
-            raise CodecError(f"{self.name}: expected a picture, given {list(array.shape)}")
+        picture = picture_in(self.name, array, _LONGEST)
         image = pillow(self.name).fromarray(as_pixels(array, picture))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=self._quality, subsampling=2)
@@ -65,22 +63,12 @@ class JpegCodec:
 
     def decode(self, payload: memoryview, out: Array) -> None:
         """Decompress ``payload`` into ``out``."""
-        picture = picture_of(TensorSpec("", out.dtype.name, out.shape), _LONGEST)
-        if picture is None:
-            raise CodecError(f"{self.name}: expected a picture, given {list(out.shape)}")
+        picture = picture_in(self.name, out, _LONGEST)
         wrong = _trouble(payload, picture.height, picture.width, picture.channels)
         if wrong:
             raise CodecError(f"{self.name}: {wrong}")
-        image_module = pillow(self.name)
-        try:
-            with image_module.open(io.BytesIO(payload), formats=("JPEG",)) as image:
-                mode = "L" if picture.channels == 1 else "RGB"
-                if image.size != (picture.width, picture.height) or image.mode != mode:
-                    raise CodecError(f"{self.name}: a picture of another size or kind")
-                pixels = np.asarray(image)
-        except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError) as exc:
-            raise CodecError(f"{self.name}: the compressed bytes are damaged") from exc
-        from_pixels(pixels, picture, out)
+        mode = "L" if picture.channels == 1 else "RGB"
+        read_picture(self.name, io.BytesIO(payload), "JPEG", mode, picture, out)
 
 
 def _trouble(data: memoryview, height: int, width: int, channels: int) -> str:

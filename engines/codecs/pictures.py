@@ -9,14 +9,24 @@ only: nobody says that its values are light.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from engines.codecs.buffers import missing
+from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
 
-__all__ = ["PIXELS", "Picture", "as_pixels", "from_pixels", "pillow", "picture_of"]
+__all__ = [
+    "PIXELS",
+    "Picture",
+    "as_pixels",
+    "from_pixels",
+    "picture_in",
+    "picture_of",
+    "pillow",
+    "read_picture",
+]
 
 PIXELS = 1 << 26
 """Pixels of the largest picture: within what Pillow takes without a warning."""
@@ -89,6 +99,45 @@ def pillow(name: str) -> Any:
     except ImportError as exc:
         raise missing(name, "Pillow") from exc
     return Image
+
+
+def picture_in(name: str, array: Array, longest: int) -> Picture:
+    """Return how an array is a picture, for a codec of this name.
+
+    Raises:
+        CodecError: It is none, or has a side above ``longest``.
+    """
+    picture = picture_of(TensorSpec("", array.dtype.name, array.shape), longest)
+    if picture is None:
+        raise CodecError(f"{name}: expected a picture, given {list(array.shape)}")
+    return picture
+
+
+def read_picture(
+    name: str, data: BinaryIO, form: str, mode: str, picture: Picture, out: Array
+) -> None:
+    """Decompress a file into the tensor that it is of.
+
+    Args:
+        name: Name of the codec.
+        data: The file.
+        form: The only format that it may have, as Pillow calls it.
+        mode: The only mode of its pixels.
+        picture: How ``out`` is a picture.
+        out: Where to.
+
+    Raises:
+        CodecError: It is damaged, or another picture.
+    """
+    image_module = pillow(name)
+    try:
+        with image_module.open(data, formats=(form,)) as image:
+            if image.size != (picture.width, picture.height) or image.mode != mode:
+                raise CodecError(f"{name}: a picture of another size or kind")
+            pixels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError) as exc:
+        raise CodecError(f"{name}: the compressed bytes are damaged") from exc
+    from_pixels(pixels, picture, out)
 
 
 def _product(extents: Tuple[int, ...]) -> int:

@@ -20,7 +20,14 @@ from typing import Any
 import numpy as np
 
 from engines.codecs.buffers import CODED, opened, put, store
-from engines.codecs.pictures import Picture, as_pixels, from_pixels, picture_of, pillow
+from engines.codecs.pictures import (
+    Picture,
+    as_pixels,
+    picture_in,
+    picture_of,
+    pillow,
+    read_picture,
+)
 from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
 
@@ -49,7 +56,7 @@ class WebpLosslessCodec:
 
     def encode(self, array: Array, scratch: memoryview) -> memoryview:
         """Compress ``array`` into ``scratch``, or store it where that is not smaller."""
-        picture = _picture(self.name, array)
+        picture = picture_in(self.name, array, _LONGEST)
         stream = _written(self.name, array, picture, b"VP8L", lossless=True, quality=0, method=0)
         if stream.nbytes < array.nbytes:
             return put(self.name, scratch, bytes([CODED]), stream)
@@ -57,7 +64,7 @@ class WebpLosslessCodec:
 
     def decode(self, payload: memoryview, out: Array) -> None:
         """Decompress ``payload`` into ``out``."""
-        picture = _picture(self.name, out)
+        picture = picture_in(self.name, out, _LONGEST)
         stream = opened(self.name, payload, out)
         if stream is None:
             return
@@ -100,7 +107,7 @@ class WebpCodec:
 
     def encode(self, array: Array, scratch: memoryview) -> memoryview:
         """Compress ``array`` into ``scratch``."""
-        picture = _picture(self.name, array)
+        picture = picture_in(self.name, array, _LONGEST)
         quality = self._quality
         return put(
             self.name,
@@ -110,7 +117,7 @@ class WebpCodec:
 
     def decode(self, payload: memoryview, out: Array) -> None:
         """Decompress ``payload`` into ``out``."""
-        picture = _picture(self.name, out)
+        picture = picture_in(self.name, out, _LONGEST)
         # A frame tag whose lowest bit is 0 in a key frame, a start code, width, height; the upper
         # two bits of both ask for scaling.
         size = picture.width.to_bytes(2, "little") + picture.height.to_bytes(2, "little")
@@ -120,13 +127,6 @@ class WebpCodec:
                 f"{self.name}: expected a key frame of {picture.width} x {picture.height} pixels"
             )
         _read(self.name, payload, b"VP8 ", picture, out)
-
-
-def _picture(name: str, array: Array) -> Picture:
-    picture = picture_of(TensorSpec("", array.dtype.name, array.shape), _LONGEST)
-    if picture is None:
-        raise CodecError(f"{name}: expected a picture, given {list(array.shape)}")
-    return picture
 
 
 def _written(name: str, array: Array, picture: Picture, kind: bytes, **options: Any) -> memoryview:
@@ -146,13 +146,5 @@ def _written(name: str, array: Array, picture: Picture, kind: bytes, **options: 
 def _read(name: str, stream: memoryview, kind: bytes, picture: Picture, out: Array) -> None:
     padding = stream.nbytes & 1
     head = _RIFF.pack(b"RIFF", 12 + stream.nbytes + padding, b"WEBP", kind, stream.nbytes)
-    image_module = pillow(name)
     file = io.BytesIO(b"".join((head, stream, bytes(padding))))
-    try:
-        with image_module.open(file, formats=("WEBP",)) as image:
-            if image.size != (picture.width, picture.height) or image.mode != "RGB":
-                raise CodecError(f"{name}: a picture of another size or kind")
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError) as exc:
-        raise CodecError(f"{name}: the compressed bytes are damaged") from exc
-    from_pixels(pixels, picture, out)
+    read_picture(name, file, "WEBP", "RGB", picture, out)
