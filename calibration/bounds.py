@@ -42,6 +42,7 @@ __all__ = [
     "hedged_in_time",
     "hedges_j",
     "keeps",
+    "own_ends_s",
 ]
 
 Seconds = TypeVar("Seconds", float, Array)
@@ -122,6 +123,19 @@ def hedges_j(plans: PreparedPlans, objective: Objective, latencies_s: Array) -> 
     beside_s = np.minimum(np.maximum(latencies_s - begin_s, 0.0), plans.rest_s)
     spent: Array = _extra_w(plans) * beside_s.mean(axis=0)
     return spent
+
+
+def own_ends_s(plans: PreparedPlans, objective: Objective) -> Array:
+    """Return when the robot itself has the answer of every choice, whatever becomes of the link.
+
+    Infinite where it is not promised, and where the robot does all of it anyway.
+    """
+    limit_s = firm_limit_s(objective, plans.local_s)
+    if limit_s is None or not math.isfinite(limit_s):
+        return np.full(len(plans.choices), np.inf)
+    begin_s = np.maximum(_latest_s(limit_s, plans.rest_s), plans.robot_s)
+    ends_s: Array = np.where(plans.rest_s > 0, begin_s + plans.rest_s, np.inf)
+    return ends_s
 
 
 def hedge_j(plans: PreparedPlans, prediction: Prediction, bound: Optional[Bound]) -> float:

@@ -236,6 +236,23 @@ class PreparedPlans:
         per_bit_s = sum(1.0 / bps for bps in goodputs_bps) / len(goodputs_bps)
         return self._energies_j(latencies_s, per_bit_s, rtt_s)
 
+    def ended_j(self, ended_s: Array, goodputs_bps: Sequence[float], rtt_s: float) -> Array:
+        """Return the mean energy of every choice where inferences end at given times.
+
+        Args:
+            ended_s: When they end; a row a goodput. What is not sent by then costs nothing.
+            goodputs_bps: As for :meth:`expected`.
+            rtt_s: The same.
+        """
+        link_s = np.multiply.outer(1.0 / np.asarray(goodputs_bps, np.float64), self._sent_bits)
+        link_s += self._linked * rtt_s
+        possible = np.isfinite(ended_s)
+        energies = self._power.idle * np.where(possible, ended_s, 0.0)
+        energies += (self._power.communicate - self._power.idle) * np.minimum(link_s, ended_s)
+        mean: Array = energies.mean(axis=0) + self._computing_j
+        found: Array = np.where(possible.all(axis=0), mean, np.inf)
+        return found
+
     def spread_s(self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0) -> Array:
         """Return the latency of every choice at each of some goodputs: a row a goodput."""
         per_bit_s = 1.0 / np.asarray(goodputs_bps, np.float64)

@@ -19,7 +19,8 @@ Theory of operation:
    expected latency.
 
 Where a promise is kept by the robot beginning the server's part itself (``calibration.bounds``),
-what it is expected to spend on that counts, and what could not keep the promise is left out.
+what it is expected to spend on that counts, no inference waits longer than the robot takes itself,
+and what could not keep the promise is left out.
 
 Of equals the earlier is taken: the serial cuts come before the striped plans. A striped plan is
 taken only where it is better than all of them by more than a prediction can tell.
@@ -33,7 +34,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from calibration.bounds import hedged_in_time, hedges_j, keeps
+from calibration.bounds import hedged_in_time, hedges_j, keeps, own_ends_s
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
 from calibration.prepared import Choice, PlansKey, PreparedPlans
@@ -115,7 +116,7 @@ def rank(
         forbidden = forbidden | ~kept
     outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
     if kept is not None and (price_hedges or objective.kind == "deadline"):
-        outlook.energies_j = outlook.energies_j + outlook.hedges_j(objective)
+        outlook.energies_j = outlook.hedged_j(objective)
     bounded: Optional[Array] = None
     if kept is not None and hedged_in_time(plans, objective):
         bounded = np.where(kept, 0.0, np.inf)  # the robot itself sees to it
@@ -174,13 +175,17 @@ class _Outlook:
         goodputs = [goodput_at(part) for part in EXPECTED_AT]
         if goodputs[0] == goodputs[-1]:
             goodputs = goodputs[:1]
+        self._goodputs = goodputs
         self._spread_s = plans.spread_s(goodputs, rtt_s, queue_s)
         self.latencies_s: Array = self._spread_s.mean(axis=0)
         self.energies_j = plans.expected_j(self.latencies_s, goodputs, rtt_s)
 
-    def hedges_j(self, objective: Objective) -> Array:
-        """Return the energy that is expected to go into the robot's hedge."""
-        return hedges_j(self.plans, objective, self._spread_s)
+    def hedged_j(self, objective: Objective) -> Array:
+        """Return the expected energy where the robot hedges: its own work, and no longer waits."""
+        ended_s = np.minimum(self._spread_s, own_ends_s(self.plans, objective))
+        energies: Array = self.plans.ended_j(ended_s, self._goodputs, self.rtt_s)
+        energies += hedges_j(self.plans, objective, ended_s)
+        return energies
 
     def latencies_at(self, part: float) -> Array:
         """Return all latencies at a quantile of the goodput."""

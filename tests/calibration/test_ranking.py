@@ -218,3 +218,18 @@ def test_a_striped_plan_is_taken_only_where_its_gain_is_more_than_the_prediction
             if least < serial:
                 taken[striped] += 1
     assert min(taken.values()) > 0, "both happen"
+
+
+def test_a_hedged_inference_waits_no_longer_than_the_robot_takes_itself() -> None:
+    # One in five has 0.1 Mbps: offloading would take 80 s. Within 1.3 s the robot begins itself at
+    # .2 s and has the answer at 1.2 s; the radio is busy until then.
+    found = _rank("deadline=1300ms", Steps(0.1e6, 100e6, 0.2))
+    late_j = 4.04 * 1.2 + 0.21 * 1.2 + (13.35 - 4.04) * 1.0
+    in_time_j = 4.25 * 0.08 + 4.04 * 0.1
+    assert found.energies_j[0] == pytest.approx((late_j + 4 * in_time_j) / 5)
+    assert found.energies_j[LAST] == pytest.approx(13.35)
+    assert (found.best, found.unit) == (0, "J")
+    # Without the promise nobody comes to its help.
+    waiting = _rank("deadline=1300ms", Steps(0.1e6, 100e6, 0.2), promised=False)
+    assert waiting.energies_j[0] > 60
+    assert waiting.best != 0
