@@ -8,9 +8,9 @@ follows from the objective:
   that allows, or earlier once the answer has been late (later than 95 of 100 should be) for as
   long as the robot itself will take: who waits no longer than the alternative costs never takes
   more than twice as long as with foresight.
-- ``deadline=D``: an answer by D, where the robot alone takes at most ``IN_TIME`` of it; it begins
-  as late as that allows, which costs the least energy. Elsewhere D or what ``latency`` promises,
-  whichever is later.
+- ``deadline=D``: an answer by D, where that is ``LOCAL`` times what the robot alone takes; it
+  begins as late as that allows, which costs the least energy. Elsewhere D or what ``latency``
+  promises, whichever is later.
 - ``energy``, ``energy-budget`` and ``rate``: no hedge while the answer is on schedule. It is late
   at ``LATE`` times the predicted latency; then the robot begins, so that an answer comes by that
   and ``MARGIN`` times what it takes alone.
@@ -53,7 +53,6 @@ MARGIN = 1.1
 LATE = 1.5
 JITTER_S = 0.002
 """An answer is not late by less than this: operating systems do not keep time better."""
-IN_TIME = 0.8
 
 
 @dataclass(frozen=True)
@@ -182,7 +181,7 @@ def bound_of(
 
 
 def _in_time(objective: Objective, local_s: float) -> bool:
-    return local_s <= IN_TIME * objective.limit
+    return LOCAL * local_s <= objective.limit
 
 
 def _latest_s(limit_s: float, rest_s: Seconds) -> Seconds:
