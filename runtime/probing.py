@@ -10,7 +10,7 @@ from typing import Optional
 
 from runtime.busy import MIN_SAMPLE_BYTES
 
-__all__ = ["DEPTH_BYTES", "MOST_BYTES_PER_S", "SHARE", "ProbeBudget"]
+__all__ = ["DEPTH_BYTES", "LARGEST_BYTES", "MOST_BYTES_PER_S", "SHARE", "ProbeBudget"]
 
 SHARE = 0.01
 """Part of the estimated capacity that probes may take."""
@@ -21,9 +21,11 @@ MOST_BYTES_PER_S = 64_000.0
 LEAST_BYTES = MIN_SAMPLE_BYTES
 """The smallest probe: less says too little of goodput."""
 
-DEPTH_BYTES = 2 * LEAST_BYTES + 1024
-"""What a link that is not known yet may be probed with at once; the largest probe. Two of the
-smallest fit, headers and all."""
+LARGEST_BYTES = 32_768
+"""The largest, header and all: what a link that is not known yet is probed with."""
+
+DEPTH_BYTES = LARGEST_BYTES + 1024
+"""What can be saved up: enough for two of the smallest, headers and all."""
 
 _PROBE_S = 0.008
 """Time that a probe should take on the link: a few round trips of Wi-Fi."""
@@ -88,7 +90,7 @@ class ProbeBudget:
             where the budget has room for no more; none where not even for that.
         """
         self.fill(now_s, goodput_bps)
-        most = DEPTH_BYTES - self._overhead_bytes
+        most = LARGEST_BYTES - self._overhead_bytes
         size = most
         if least:
             size = LEAST_BYTES

@@ -352,8 +352,10 @@ class TestRefusedServers:
     def test_a_server_that_says_little_of_something_else(self, toy: Bundle) -> None:
         def handle(peer: Peer) -> None:
             peer.hear()
-            assert peer.sock.recv(4) == b"\r\n\r\n"
-            peer.say(b"?\n")
+            provoked = peer.sock.recv(4)
+            if provoked:  # nothing where a later attempt is given up with the robot
+                assert provoked == b"\r\n\r\n"
+                peer.say(b"?\n")
 
         with FakeServer(handle) as fake, pytest.raises(RemoteProtocolError, match="not a SplitRT"):
             Robot(toy, server=fake.address, threads=1)

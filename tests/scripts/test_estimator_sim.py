@@ -8,6 +8,7 @@ import pytest
 from estimator_sim import TRAFFIC, Checked, Trace, read_trace, score, simulate, step_lags_s
 
 from runtime.estimator import LinkEstimate
+from runtime.probing import LARGEST_BYTES
 
 STEPS = Trace(0.1, tuple(level for _ in range(3) for level in [80.0] * 20 + [16.0] * 20))
 STEADY = Trace(0.1, (80.0,) * 60)
@@ -57,7 +58,7 @@ def test_probes_take_at_most_a_hundredth_and_64_kb_a_second(mbps: float) -> None
 
 def test_no_probes_while_frames_tell_enough() -> None:
     _, probes = simulate(STEADY, TRAFFIC["frames"])
-    assert probes <= 32_768, "the first one, before any frame"
+    assert probes <= LARGEST_BYTES, "the first one, before any frame"
 
 
 def estimate(bps: float) -> LinkEstimate:
