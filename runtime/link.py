@@ -10,8 +10,8 @@
    answered long ago was met with silence, and where an inference gave up its request by its
    patience: the handshake that follows proves whether the server lives.
 4. While anything is under way, the meter reads the connection's counters for the estimator.
-   Where no transfer has told of goodput for ``PROBE_EVERY_S``, a probe within the budget
-   (``runtime.probing``) keeps the estimate fresh and notices a server that froze.
+   Where no transfer has told of goodput for a while, a probe within the budget
+   (``runtime.prober``) keeps the estimate fresh and notices a server that froze.
 5. A lost link is a state (``up`` is false, ``trouble`` says why), never an exception.
 """
 
@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Tuple
 
 from engines.codecs.encoders import NO_RANGES, Encoders, ValueRange
 from engines.errors import (
@@ -48,8 +48,9 @@ from runtime.payload import (
     read_tensors,
 )
 from runtime.preparations import Preparations
-from runtime.probing import ProbeBudget
+from runtime.prober import PROBE_EVERY_S, Prober
 from runtime.protocol import Role
+from runtime.request_book import RequestBook
 from runtime.requests import Answer, Request
 from runtime.transport import Deadline, connect
 from runtime.version import SOFTWARE
@@ -73,22 +74,11 @@ __all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
 
-PROBE_EVERY_S = 0.5
-"""Shortest time between probes, and age of the estimate at which an idle link is probed."""
-
-_PROBE_BUSY_S = 3.0
-"""Age at which a link is probed that is never idle but carries too little to tell anything."""
-
-_RTT_EVERY_S = 5.0
-"""Age of the round trip at which a probe measures that, and nothing else."""
-
 _QUICK_S = 0.05
 """A request that took the link no longer is a sample as a whole: readings may have been few."""
 
-_SILENT_S = 1.0
-_SILENT_FACTOR = 4.0
-"""A server that says nothing for so long, and for so many times as long as a request should take,
-is taken to be dead or frozen."""
+_WATCH_EVERY_S = PROBE_EVERY_S / 4
+"""Time between looks at whether the server lives and whether a probe is due."""
 
 _FIRST_WAIT_S = 0.05
 _LONGEST_WAIT_S = 0.5
@@ -101,10 +91,6 @@ _RECONNECT_TRIPS = 4
 
 _PROVEN_S = 1.0
 """A connection that lived this long has proved itself: the waits begin anew after it."""
-
-_UNKNOWN_LINK_BPS = 50e3
-"""Goodput that the time for a probe allows for while nothing is known: not to mistake a slow link
-for a dead one."""
 
 
 class Link:
@@ -132,7 +118,6 @@ class Link:
         self._ranges = ranges
         self._encoders = Encoders(ranges)
         self.estimator = LinkEstimator()
-        self._budget = ProbeBudget(HEADER_BYTES)
         self.server_table: Optional[Table] = None
         self.trouble = "not connected yet"
         self.fatal: Optional[SplitError] = None
@@ -142,25 +127,21 @@ class Link:
         self._lock = threading.Lock()
         self._channel: Optional[Channel] = None
         self._shaking: Optional[Channel] = None
-        self._requests: Dict[int, Request] = {}
-        self._cancelled: Dict[int, Request] = {}
-        self._pings: Dict[int, Tuple[float, int]] = {}
+        self._requests = RequestBook()
         self._preparations = Preparations()
         self.takes_stripes = False
         self._next = 1
         self._heard_s = 0.0
         self._why_broken = ""
-        self._probed_s = 0.0
-        self._rtt_at_s = 0.0
         self._metered = False
-        self._reprobe = False
         self._closing = threading.Event()
         self._settled = threading.Event()
+        self._prober = Prober(self.estimator, self._settled.set)
         self._meter = Meter(self.estimator)
         self._reader = threading.Thread(target=self._keep_up, name="splitrt-link", daemon=True)
-        self._prober = threading.Thread(target=self._probe, name="splitrt-probe", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="splitrt-watch", daemon=True)
         self._reader.start()
-        self._prober.start()
+        self._watcher.start()
 
     def __repr__(self) -> str:
         state = "up" if self.up else f"down: {self.trouble}"
@@ -179,7 +160,7 @@ class Link:
     @property
     def probe_bytes(self) -> int:
         """Bytes sent as probes so far."""
-        return self._budget.spent_bytes
+        return self._prober.spent_bytes
 
     def wait_settled(self, timeout_s: float) -> bool:
         """Wait until the first attempt to connect has ended; returns whether the link is up."""
@@ -245,10 +226,7 @@ class Link:
             known = self._known(codecs)
             request = Request(channel, self._next, cut_index, plan, results, known, expected_s)
             self._next += 1
-            request.alone = not self._requests
-            for other in self._requests.values():
-                other.alone = False
-            self._requests[request.number] = request
+            self._requests.add(request)
         return request
 
     def send_stripe(self, request: Request, stripe: int, tensors: Mapping[str, Array]) -> None:
@@ -293,11 +271,11 @@ class Link:
         it heard of it is dropped.
         """
         with self._lock:
-            waiting = self._requests.pop(request.number, None) is not None
+            waiting = self._requests.forget(request.number) is not None
             if request.channel is not self._channel or request.unsent == request.stripes:
                 return  # its connection is gone, or the server does not know it
             if waiting:
-                self._cancelled[request.number] = request
+                self._requests.give_up(request)
         if not waiting and not request.unsent:
             return  # answered, and nothing more of it will come
         try:
@@ -393,7 +371,7 @@ class Link:
         elif shaking is not None:
             shaking.stream.abort()
         self._reader.join(HANDSHAKE_S * 2 + 1)
-        self._prober.join(PROBE_EVERY_S + 1)
+        self._watcher.join(_WATCH_EVERY_S + 1)
         self._meter.close()
 
     # -- the connection's own thread ---------------------------------------------------------
@@ -452,7 +430,7 @@ class Link:
             if self._closing.is_set():  # close() may have looked before there was a channel
                 raise LinkError("closed by this program")
             self._channel = channel
-            self._probed_s = time.monotonic()  # this thread's probes come first
+            self._prober.connecting()
             self._encoders = Encoders(self._ranges)
         # Whatever the last connection's was: this one may lead another way.
         self.estimator.take(Connected(time.monotonic()))
@@ -461,9 +439,8 @@ class Link:
         self._meter.attach(channel.stream)
         logger.info("%s: connected to %s", channel.stream.peer, welcome.software)
         self._ping(channel, 0)
-        self._reprobe = self.estimator.estimate.goodput_bps is not None
-        size = self._take_opening(least=self._reprobe)
-        if size:
+        size = self._prober.connected()
+        if size is not None:
             self._ping(channel, size)
 
     def _take(self, channel: Channel, message: Message) -> None:
@@ -493,9 +470,7 @@ class Link:
         header, result = message
         assert isinstance(result, Result)  # as decoded for this kind
         with self._lock:
-            request = self._requests.get(header.request)
-            if request is None:
-                request = self._cancelled.get(header.request)
+            request = self._requests.find(header.request)
         if request is None:
             raise RemoteProtocolError(
                 f"RESULT of request {header.request}, which is not under way"
@@ -559,11 +534,9 @@ class Link:
         with self._lock:
             was_up = self._channel is not None
             self._channel = self._shaking = None
-            failed: Sequence[Request] = list(self._requests.values())
-            self._requests.clear()
-            self._cancelled.clear()
-            self._pings.clear()
+            failed = self._requests.clear()
             self._preparations.forget()
+        self._prober.disconnected()
         self._meter.attach(None)
         self.trouble = str(why)
         self.estimator.take(Lost(time.monotonic(), self.trouble))
@@ -575,21 +548,21 @@ class Link:
             logger.warning("link down: %s; running on the robot, connecting again", why)
         self._settled.set()
 
-    # -- probes ------------------------------------------------------------------------------
+    # -- the watching thread -----------------------------------------------------------------
 
-    def _probe(self) -> None:
-        while not self._closing.wait(PROBE_EVERY_S / 4):
+    def _watch(self) -> None:
+        """Break a dead connection off, and send the probes that are due."""
+        while not self._closing.wait(_WATCH_EVERY_S):
             now = time.monotonic()
             estimate = self.estimator.at(now)
             with self._lock:
-                self._budget.fill(now, estimate.goodput_bps)
                 channel = self._channel
-                late = [at for at, size in self._pings.values() if now - at > self._limit_s(size)]
-                idle, waiting = not self._requests, bool(self._pings)
-                silent_s = self._silent_s(now)
+                idle = not len(self._requests)
+                silent_s = self._requests.silent_s(now, self._heard_s)
+            self._prober.fill(now, estimate)
             if channel is None:
                 continue
-            trouble = "no answer to a probe" if late else ""
+            trouble = "no answer to a probe" if self._prober.late(now) else ""
             if silent_s > 0:
                 trouble = f"the server has not answered for {silent_s:.1f} s"
             if estimate.state is LinkState.DOWN:
@@ -597,29 +570,12 @@ class Link:
             if trouble:
                 self._break_off(channel, trouble)
                 continue
-            age_s = estimate.age_s
-            stale = age_s is None or age_s >= (PROBE_EVERY_S if idle else _PROBE_BUSY_S)
-            if waiting or not stale or now - self._probed_s < PROBE_EVERY_S:
-                continue
-            size = self._take_from_budget()
+            size = self._prober.due(now, estimate, idle=idle)
             if size is not None:
                 try:
                     self._ping(channel, size)
                 except LinkError as exc:
                     logger.debug("probe not sent: %s", exc)
-
-    def _silent_s(self, now_s: float) -> float:
-        """Return for how long the server has said nothing, where it should have; else 0.
-
-        A request, cancelled or not, should have been answered a while after it was expected.
-        """
-        for request in (*self._requests.values(), *self._cancelled.values()):
-            if request.expected_s is None:
-                continue
-            since_s = now_s - max(request.begin_s, self._heard_s)
-            if since_s > max(_SILENT_S, _SILENT_FACTOR * request.expected_s):
-                return since_s
-        return 0.0
 
     def _break_off(self, channel: Channel, why: str) -> None:
         """Give a connection up; what fails by it is told the reason."""
@@ -627,63 +583,25 @@ class Link:
         self._why_broken = why
         channel.stream.abort()
 
-    def _take_from_budget(self) -> Optional[int]:
-        """Return the payload of the probe that may be sent now; none for no probe."""
-        now = time.monotonic()
-        goodput_bps = self.estimator.estimate.goodput_bps
-        payload = now - self._rtt_at_s < _RTT_EVERY_S or goodput_bps is None
-        with self._lock:
-            return self._budget.probe(now, goodput_bps, payload=payload)
-
-    def _take_opening(self, *, least: bool) -> Optional[int]:
-        """Return the payload of a probe of a new connection: what is known may be of the fault."""
-        with self._lock:
-            return self._budget.probe(time.monotonic(), None, least=least)
-
-    def _limit_s(self, size: int) -> float:
-        """Return how long a probe may take: what the link needs, twice over, and a pause."""
-        goodput_bps = self.estimator.estimate.goodput_bps or _UNKNOWN_LINK_BPS
-        return STALL_S + 2 * 8 * size / max(goodput_bps, 1.0)
-
     def _ping(self, channel: Channel, size: int) -> None:
         with self._lock:
             if self._channel is not channel:
                 raise LinkError(f"no connection: {self.trouble}")
             number = self._next
             self._next += 1
-            self._pings[number] = (time.monotonic(), size)
-            self._probed_s = time.monotonic()
+            self._prober.sending(number, size)
         payload = [memoryview(bytes(size))] if size else []
         try:
             with self._meter.sending():
                 channel.send(Kind.PING, Nothing(), request=number, payload=payload)
         except LinkError:
-            # Else the probe of a lost connection would be waited for on the next one.
-            with self._lock:
-                self._pings.pop(number, None)
+            self._prober.unsent(number)
             raise
 
     def _take_pong(self, channel: Channel, number: int) -> None:
-        with self._lock:
-            sent = self._pings.pop(number, None)
-        if sent is None:
-            raise RemoteProtocolError(f"PONG of probe {number}, which was not sent")
-        begin_s, size = sent
-        now_s = time.monotonic()
-        if size:
-            self.estimator.take(Transfer(now_s, size, now_s - begin_s))
-            self._settled.set()
-            if self._reprobe:
-                # The first may have queued behind what the last connection had left on the way.
-                self._reprobe = False
-                again = self._take_opening(least=True)
-                if again:
-                    self._ping(channel, again)
-        else:
-            self._rtt_at_s = now_s
-            self.estimator.take(RoundTrip(now_s, now_s - begin_s))
-            if self.estimator.estimate.goodput_bps is not None:
-                self._settled.set()
+        size = self._prober.answered(number)
+        if size is not None:
+            self._ping(channel, size)
 
     # -- shared ------------------------------------------------------------------------------
 
@@ -693,8 +611,7 @@ class Link:
 
     def _forget(self, number: int) -> Optional[Request]:
         with self._lock:
-            self._cancelled.pop(number, None)
-            return self._requests.pop(number, None)
+            return self._requests.forget(number)
 
     def _learn_from_failure(self, request: Request, sent: int, why: LinkError) -> None:
         """Count what a failed transfer did deliver: a slow link must not look unknown."""

@@ -12,6 +12,7 @@ from engines.bundle import Bundle
 from engines.errors import DeadlineError, LinkError
 from runtime import Server
 from runtime import link as link_module
+from runtime import prober as prober_module
 from runtime.estimator import LinkState
 from runtime.evidence import Reading
 from runtime.link import Link, Request
@@ -40,6 +41,11 @@ def _link(toy: Bundle, where: "Server | FakeServer | str") -> Link:
         host, _, number = text.rpartition(":")
         port = int(number)
     return Link(host, port, manifest=toy.manifest, digest=toy.digest)
+
+
+def _probe_every(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prober_module, "PROBE_EVERY_S", seconds)
+    monkeypatch.setattr(link_module, "_WATCH_EVERY_S", seconds / 4)
 
 
 def test_it_comes_up_with_an_estimate_and_the_servers_table(toy: Bundle, server: Server) -> None:
@@ -84,7 +90,7 @@ class TestClosing:
             time.sleep(number * 2e-5)
             link.close()
             link.close()
-            left = [name for name in ours() if name in ("splitrt-link", "splitrt-probe")]
+            left = [name for name in ours() if name in ("splitrt-link", "splitrt-watch")]
             assert left == [], number
 
     def test_within_the_handshake_it_does_not_wait_for_its_end(self, toy: Bundle) -> None:
@@ -169,7 +175,7 @@ def test_abandoning_a_request_leaves_the_next_connection_alone(
 def test_a_probe_of_a_lost_connection_is_not_waited_for_on_the_next(
     toy: Bundle, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "STALL_S", 0.2)
+    monkeypatch.setattr(prober_module, "STALL_S", 0.2)
     link = _link(toy, server)
     try:
         assert link.wait_settled(30)
@@ -177,11 +183,11 @@ def test_a_probe_of_a_lost_connection_is_not_waited_for_on_the_next(
         assert lost is not None
         lost.stream.abort()
         eventually(lambda: link.up and link._channel is not lost, "the second connection")
-        eventually(lambda: not link._pings, "its first probes")
+        eventually(lambda: not link._prober.under_way, "its first probes")
         second = link._channel
         with pytest.raises(LinkError):
             link._ping(lost, 0)
-        assert not link._pings
+        assert not link._prober.under_way
         time.sleep(0.8)
         assert link._channel is second, "it was not broken off"
     finally:
@@ -192,14 +198,14 @@ def test_a_failed_probe_is_forgotten(toy: Bundle, server: Server) -> None:
     link = _link(toy, server)
     try:
         assert link.wait_settled(30)
-        eventually(lambda: not link._pings, "its first probes")
+        eventually(lambda: not link._prober.under_way, "its first probes")
         channel = link._channel
         assert channel is not None
         with link._lock:  # nobody notices that the stream is gone
             channel.stream._sock.shutdown(1)
         with pytest.raises(LinkError):
             link._ping(channel, 100)
-        assert not link._pings
+        assert not link._prober.under_way
     finally:
         link.close()
 
@@ -207,8 +213,8 @@ def test_a_failed_probe_is_forgotten(toy: Bundle, server: Server) -> None:
 def test_a_server_that_froze_is_noticed_by_the_probes(
     toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "STALL_S", 0.2)
-    monkeypatch.setattr(link_module, "PROBE_EVERY_S", 0.2)
+    monkeypatch.setattr(prober_module, "STALL_S", 0.2)
+    _probe_every(0.2, monkeypatch)
     frozen = threading.Event()
 
     def handle(peer: Peer) -> None:
@@ -240,7 +246,7 @@ def test_a_server_that_froze_is_noticed_by_the_probes(
 def test_probes_keep_an_idle_estimate_fresh_within_their_budget(
     toy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link_module, "PROBE_EVERY_S", 0.1)
+    _probe_every(0.1, monkeypatch)
     monkeypatch.setattr("runtime.probing.MOST_BYTES_PER_S", 100_000.0)
     sizes: list[int] = []
 
@@ -297,14 +303,14 @@ def test_a_new_connection_is_probed_again_as_the_first_may_queue_behind_what_was
         link = _link(toy, fake)
         try:
             assert link.wait_settled(30)
-            eventually(lambda: not link._pings, "the first probes")
-            eventually(lambda: link._budget._left_bytes >= DEPTH_BYTES, "a budget for two")
+            eventually(lambda: not link._prober.under_way, "the first probes")
+            eventually(lambda: link._prober._budget._left_bytes >= DEPTH_BYTES, "a budget for two")
             lost = link._channel
             assert lost is not None
             lost.stream.abort()
             eventually(lambda: len(sizes) == 2 and len(sizes[1]) >= 3, "a second probe")
             assert sizes[1][:3] == [0, LEAST_BYTES, LEAST_BYTES]
-            eventually(lambda: not link._pings, "its answer")
+            eventually(lambda: not link._prober.under_way, "its answer")
             queued_bps = 8 * LEAST_BYTES / 0.4
             assert (link.estimate.goodput_bps or 0.0) > 5 * queued_bps
         finally:
@@ -319,7 +325,7 @@ def test_an_upload_is_measured_while_it_is_under_way(toy: Bundle) -> None:
         link = _link(toy, proxy.address)
         try:
             assert link.wait_settled(30)
-            eventually(lambda: not link._pings, "the first probes")
+            eventually(lambda: not link._prober.under_way, "the first probes")
             assert link.estimate.state is LinkState.UP
             readings: list[Reading] = []
             link.estimator.record = lambda e: readings.append(e) if isinstance(e, Reading) else 0
@@ -346,7 +352,7 @@ def test_a_proxy_that_stalls_degrades_the_link_before_it_breaks(toy: Bundle) -> 
         link = _link(toy, proxy.address)
         try:
             assert link.wait_settled(30)
-            eventually(lambda: not link._pings, "the first probes")
+            eventually(lambda: not link._prober.under_way, "the first probes")
             proxy.stalled.set()
             channel = link._channel
             assert channel is not None
