@@ -18,6 +18,7 @@ A serial cut is a plan of one stripe.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
@@ -42,6 +43,9 @@ from engines.tensors import TensorSpec
 __all__ = ["CodecSpeed", "Pricer", "Work"]
 
 NO_CODING: Mapping[str, str] = MappingProxyType({})
+
+_NOTHING = (0.0, 0)
+"""Seconds and messages of a resource that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,25 @@ class Work:
 
     def busy_s(self, resource: str) -> float:
         """Return the seconds that a resource computes."""
-        return sum(task.seconds for task in self.tasks if task.resource == resource)
+        return self._totals.get(resource, _NOTHING)[0]
 
     def messages(self, resource: str) -> int:
         """Return the messages that a side handles while it computes."""
-        return sum(task.messages for task in self.tasks if task.resource == resource)
+        return self._totals.get(resource, _NOTHING)[1]
+
+    @cached_property
+    def busiest_s(self) -> float:
+        """The seconds that the busiest resource computes; the link only transmits."""
+        return max((seconds for seconds, _ in self._totals.values()), default=0.0)
+
+    @cached_property
+    def _totals(self) -> Dict[str, Tuple[float, int]]:
+        """Seconds and messages of each resource: added up once, as decisions ask all the time."""
+        totals: Dict[str, Tuple[float, int]] = {}
+        for task in self.tasks:
+            seconds, messages = totals.get(task.resource, _NOTHING)
+            totals[task.resource] = seconds + task.seconds, messages + task.messages
+        return totals
 
 
 class Pricer:

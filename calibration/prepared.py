@@ -37,7 +37,7 @@ from engines.manifest import Manifest
 from engines.stripe_plans import Plan, mode_of
 from engines.tensors import Array
 
-__all__ = ["OBJECTIVES", "Choice", "PlansKey", "PreparedPlans"]
+__all__ = ["OBJECTIVES", "Choice", "PlansKey", "PreparedPlans", "mean_of"]
 
 OBJECTIVES = ("latency", "energy", "rate")
 
@@ -222,7 +222,7 @@ class PreparedPlans:
         Returns:
             Seconds and joules; both infinite where a choice is not possible.
         """
-        latencies: Array = self.spread_s(goodputs_bps, rtt_s, queue_s).mean(axis=0)
+        latencies = mean_of(self.spread_s(goodputs_bps, rtt_s, queue_s))
         return latencies, self.expected_j(latencies, goodputs_bps, rtt_s)
 
     def expected_j(self, latencies_s: Array, goodputs_bps: Sequence[float], rtt_s: float) -> Array:
@@ -249,13 +249,13 @@ class PreparedPlans:
         possible = np.isfinite(ended_s)
         energies = self._power.idle * np.where(possible, ended_s, 0.0)
         energies += (self._power.communicate - self._power.idle) * np.minimum(link_s, ended_s)
-        mean: Array = energies.mean(axis=0) + self._computing_j
+        mean: Array = mean_of(energies) + self._computing_j
         found: Array = np.where(possible.all(axis=0), mean, np.inf)
         return found
 
     def spread_s(self, goodputs_bps: Sequence[float], rtt_s: float, queue_s: float = 0.0) -> Array:
         """Return the latency of every choice at each of some goodputs: a row a goodput."""
-        per_bit_s = 1.0 / np.asarray(goodputs_bps, np.float64)
+        per_bit_s = np.array([1.0 / bps for bps in goodputs_bps])
         fixed = self._seconds + self._round_trips * rtt_s
         if queue_s:
             fixed += self._queues * queue_s
@@ -354,6 +354,8 @@ class PreparedPlans:
             coding: Its codecs; by default those of the choices with which it is the quickest.
         """
         choice = self.choice(cut, plan)
+        if coding == choice.coding:
+            return self._prediction(choice, goodput_bps, rtt_s, queue_s, in_flight)
         coded = [choice, *self._others_coded.get((cut, plan), ())]
         if coding is not None:
             choice = next((one for one in coded if one.coding == coding), choice)
@@ -469,7 +471,7 @@ class PreparedPlans:
         self._busy_s = np.asarray([work.busy_s(ROBOT) for work in works])
         self._messages = np.asarray([work.messages(ROBOT) for work in works], np.float64)
         self.rest_s: Array = np.asarray([work.rest_s for work in works])
-        self._busiest_s = np.asarray([_busiest_s(work) for work in works])
+        self._busiest_s = np.asarray([work.busiest_s for work in works])
         self.local_s = self.choices[self._local].latency_s(None, 0.0, 0.0)
         self._alone_s = np.full(len(works), np.inf)
         self._alone_s[self._local] = self.local_s
@@ -496,7 +498,7 @@ class PreparedPlans:
         latency_s = choice.latency_s(goodput_bps, rtt_s, queue_s, self.handling)
         robot_s = work.busy_s(ROBOT) + work.messages(ROBOT) * self.handling.robot_s
         server_s = work.busy_s(SERVER) + work.messages(SERVER) * self.handling.server_s
-        link_s, period_s = 0.0, _busiest_s(work)
+        link_s, period_s = 0.0, work.busiest_s
         if linked:
             bits = 8.0 * (work.bytes_up + work.bytes_down)
             sending_s = bits / goodput_bps if goodput_bps else math.inf
@@ -524,7 +526,8 @@ class PreparedPlans:
         )
 
 
-def _busiest_s(work: Work) -> float:
-    """Return the seconds that the busiest resource but the link computes."""
-    resources = {task.resource for task in work.tasks}
-    return max((work.busy_s(resource) for resource in resources), default=0.0)
+def mean_of(rows: Array) -> Array:
+    """Return the mean of some rows, without what ``numpy.mean`` looks at beside them."""
+    mean: Array = np.add.reduce(rows, axis=0)
+    mean /= len(rows)
+    return mean

@@ -29,7 +29,8 @@ taken only where it is better than all of them by more than a prediction can tel
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, Optional, Tuple
+from functools import cached_property
+from typing import Callable, Dict, NamedTuple, Optional, Tuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -37,7 +38,7 @@ import numpy as np
 from calibration.bounds import hedged_in_time, hedges_j, keeps, own_ends_s
 from calibration.codings import is_lossy_coding
 from calibration.objectives import DEADLINE_KEPT, UNCONSTRAINED, Constraints, Objective
-from calibration.prepared import Choice, PlansKey, PreparedPlans
+from calibration.prepared import Choice, PlansKey, PreparedPlans, mean_of
 from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
 from engines.tensors import Array
 
@@ -68,7 +69,6 @@ class Ranking:
         costs: What was to be small. Infinite where it is not possible or not allowed.
         within: Whether the bound of the objective is kept; none where it has none.
         latencies_s: Expected latency.
-        energies_j: Expected energy.
         bounded: What the bound is about: latency at the low goodput, or energy; none where there
             is no bound.
     """
@@ -79,8 +79,13 @@ class Ranking:
     costs: Array
     within: Optional[Array]
     latencies_s: Array
-    energies_j: Array
+    outlook: _Outlook
     bounded: Optional[Array] = None
+
+    @property
+    def energies_j(self) -> Array:
+        """Expected energy; one element a choice. Worked out when it is asked for."""
+        return self.outlook.energies_j
 
 
 def rank(
@@ -110,13 +115,10 @@ def rank(
         price_hedges: Count the robot's hedges in the energy though no choice depends on it.
         promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
-    forbidden = _forbidden(plans, constraints, serial=serial)
-    kept = keeps(plans, objective) if promised else None
-    if kept is not None:
-        forbidden = forbidden | ~kept
-    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight)
-    if kept is not None and (price_hedges or objective.kind == "deadline"):
-        outlook.energies_j = outlook.hedged_j(objective)
+    kept, forbidden = _ruled_out(plans, _Rules(objective, constraints, serial, promised))
+    priced = kept is not None and (price_hedges or objective.kind == "deadline")
+    hedged = objective if priced else None
+    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight, hedged)
     bounded: Optional[Array] = None
     if kept is not None and hedged_in_time(plans, objective):
         bounded = np.where(kept, 0.0, np.inf)  # the robot itself sees to it
@@ -143,9 +145,7 @@ def rank(
         costs = np.where(forbidden, np.inf, costs)
     place = _best(plans, judged)
     best = place if np.isfinite(judged[place]) else None
-    return Ranking(
-        best, rule, unit, costs, within, outlook.latencies_s, outlook.energies_j, bounded
-    )
+    return Ranking(best, rule, unit, costs, within, outlook.latencies_s, outlook, bounded)
 
 
 def _best(plans: PreparedPlans, judged: Array) -> int:
@@ -160,7 +160,16 @@ def _best(plans: PreparedPlans, judged: Array) -> int:
 
 
 class _Outlook:
-    """What is expected of all choices on one link."""
+    """What is expected of all choices on one link; the energy only when it is asked for.
+
+    Args:
+        plans: All choices.
+        goodput_at: The goodput's quantiles.
+        rtt_s: Round trip in seconds.
+        queue_s: Expected wait at the server in seconds.
+        in_flight: Inferences under way at a time, for the rate; none for enough of them.
+        hedged: The objective whose hedges count in the energy; none where none do.
+    """
 
     def __init__(
         self,
@@ -169,6 +178,7 @@ class _Outlook:
         rtt_s: float,
         queue_s: float,
         in_flight: Optional[int],
+        hedged: Optional[Objective],
     ) -> None:
         self.plans, self.goodput_at = plans, goodput_at
         self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
@@ -176,15 +186,18 @@ class _Outlook:
         if goodputs[0] == goodputs[-1]:
             goodputs = goodputs[:1]
         self._goodputs = goodputs
+        self._hedged = hedged
         self._spread_s = plans.spread_s(goodputs, rtt_s, queue_s)
-        self.latencies_s: Array = self._spread_s.mean(axis=0)
-        self.energies_j = plans.expected_j(self.latencies_s, goodputs, rtt_s)
+        self.latencies_s: Array = mean_of(self._spread_s)
 
-    def hedged_j(self, objective: Objective) -> Array:
-        """Return the expected energy where the robot hedges: its own work, and no longer waits."""
-        ended_s = np.minimum(self._spread_s, own_ends_s(self.plans, objective))
+    @cached_property
+    def energies_j(self) -> Array:
+        """Expected energy; where the robot hedges, with its own work, and no longer waits."""
+        if self._hedged is None:
+            return self.plans.expected_j(self.latencies_s, self._goodputs, self.rtt_s)
+        ended_s = np.minimum(self._spread_s, own_ends_s(self.plans, self._hedged))
         energies: Array = self.plans.ended_j(ended_s, self._goodputs, self.rtt_s)
-        energies += hedges_j(self.plans, objective, ended_s)
+        energies += hedges_j(self.plans, self._hedged, ended_s)
         return energies
 
     def latencies_at(self, part: float) -> Array:
@@ -230,15 +243,41 @@ def barred(plans: PreparedPlans, constraints: Constraints) -> Tuple[str, ...]:
     return _standing(plans, constraints)[0]
 
 
-_known: "WeakKeyDictionary[PlansKey, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
-"""What constraints forbid, once for each pair of tables: it does not depend on the link."""
+class _Rules(NamedTuple):
+    """What says that a choice may not be taken, whatever the link."""
+
+    objective: Objective
+    constraints: Constraints
+    serial: bool
+    promised: bool
+
 
 _Standing = Tuple[Tuple[str, ...], Array, Array]
+_RuledOut = Tuple[Optional[Array], Array]
+
+_MOST_RULES = 64
+"""Rules whose masks are kept: each deadline that a caller gives is one."""
+
+_known: "WeakKeyDictionary[PlansKey, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
+"""What constraints forbid, once for each pair of tables."""
+
+_masks: "WeakKeyDictionary[PreparedPlans, Dict[_Rules, _RuledOut]]" = WeakKeyDictionary()
+"""What all rules forbid, once for each pair of tables and what messages take."""
 
 
-def _forbidden(plans: PreparedPlans, constraints: Constraints, *, serial: bool) -> Array:
-    _, mask, serial_mask = _standing(plans, constraints)
-    return serial_mask if serial else mask
+def _ruled_out(plans: PreparedPlans, rules: _Rules) -> _RuledOut:
+    """Return what keeps the promise, none where all does; and what may not be taken."""
+    masks = _masks.setdefault(plans, {})
+    found = masks.get(rules)
+    if found is None:
+        _, mask, serial_mask = _standing(plans, rules.constraints)
+        mask = serial_mask if rules.serial else mask
+        kept = keeps(plans, rules.objective) if rules.promised else None
+        found = kept, mask if kept is None else mask | ~kept
+        if len(masks) >= _MOST_RULES:
+            masks.clear()
+        masks[rules] = found
+    return found
 
 
 def _standing(plans: PreparedPlans, constraints: Constraints) -> _Standing:

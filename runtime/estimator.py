@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import threading
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Callable, Optional, Tuple
 
@@ -90,13 +91,12 @@ class LinkEstimate:
             raise ValueError(f"quantile: expected 0 to 1, given {part}")
         if not self.quantiles_bps:
             return self.goodput_bps
-        points = list(zip(QUANTILES, self.quantiles_bps))
-        if part <= points[0][0]:
-            return points[0][1]
-        for (below, low), (above, high) in zip(points, points[1:]):
-            if part <= above:
-                return low * math.pow(high / low, (part - below) / (above - below))
-        return points[-1][1]
+        place = bisect_left(QUANTILES, part)
+        if place in (0, len(QUANTILES)):
+            return self.quantiles_bps[min(place, len(QUANTILES) - 1)]
+        below, above = QUANTILES[place - 1], QUANTILES[place]
+        low, high = self.quantiles_bps[place - 1], self.quantiles_bps[place]
+        return low * math.pow(high / low, (part - below) / (above - below))
 
 
 class LinkEstimator:
