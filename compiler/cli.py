@@ -157,9 +157,9 @@ __all__ = ["main"]
     type=click.Choice(list(QUANTIZERS)),
     default=DEFAULT_QUANTIZER,
     show_default=True,
-    help="With int8: what decides which nodes take codes and how far those reach. onnxruntime: "
-    "all that can, by ranges measured there; modelopt: those that NVIDIA ModelOpt quantises, "
-    "where TensorRT fuses them.",
+    help="With int8: what decides which nodes take codes and how far those reach. measured: "
+    "all that can, by ranges measured in ONNX Runtime; modelopt: those that NVIDIA ModelOpt "
+    "quantises, where TensorRT fuses them.",
 )
 @click.option(
     "--ranges",
@@ -168,7 +168,7 @@ __all__ = ["main"]
     ),
     help="With int8: how far a tensor's codes reach: to its largest value (minmax), to all but "
     "0.01% of its values (percentile), as far as has the least squared error (mse, the default "
-    "of onnxruntime), or by least entropy (of modelopt, which has minmax beside it).",
+    "of measured), or by least entropy (of modelopt, which has minmax beside it).",
 )
 @click.option(
     "--max-int8-error",

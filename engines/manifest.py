@@ -223,7 +223,7 @@ class Quantisation(msgspec.Struct, frozen=True, kw_only=True):
     metric: str = "cosine"
     outputs: Dict[str, OutputError] = {}
     floats: Dict[str, str] = {}
-    quantizer: str = "onnxruntime"
+    quantizer: str = "measured"
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,13 +86,13 @@ class QuantizerSpec:
 
 
 QUANTIZERS = {
-    "onnxruntime": QuantizerSpec("compiler.quantizers.measured:MeasuredQuantizer", METHODS, "mse"),
+    "measured": QuantizerSpec("compiler.quantizers.measured:MeasuredQuantizer", METHODS, "mse"),
     "modelopt": QuantizerSpec(
         "compiler.quantizers.modelopt:ModeloptQuantizer", ("entropy", "minmax"), "entropy"
     ),
 }
 
-DEFAULT_QUANTIZER = "onnxruntime"
+DEFAULT_QUANTIZER = "measured"
 
 
 def open_quantizer(name: str) -> Quantizer:

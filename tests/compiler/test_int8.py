@@ -456,7 +456,7 @@ def test_what_cannot_be_quantised(compile_, tmp_path):
     [
         ({"precision": "int8"}, "expected --calibrate DATA"),
         ({"ranges": "entropy"}, "--ranges: expected one of minmax, percentile, mse with --quant"),
-        ({"quantizer": "entropy"}, "--quantizer: expected one of onnxruntime"),
+        ({"quantizer": "entropy"}, "--quantizer: expected one of measured"),
         ({"max_int8_error": 2.0}, "--max-int8-error: expected 0 to 1"),
         ({"metric": "hmean"}, "--metric: expected one of top1, cosine, rms, max, or module:"),
         ({"sensitive": "bf16"}, "--sensitive: expected one of fp16, fp32"),

@@ -280,7 +280,7 @@ def test_a_failure_of_its_own_is_one_line(compile_, stub):
 
 
 def test_a_graph_with_pairs_is_refused(compile_, stub, data, tmp_path):
-    bundle = compile_(quantizer="onnxruntime")
+    bundle = compile_(quantizer="measured")
     file = bundle.path(bundle.manifest.graph)
     samples = open_samples(data, bundle.manifest.inputs, {})
     with pytest.raises(TraceError, match="expected a graph without Q/DQ pairs"):
@@ -318,7 +318,7 @@ def test_standard_output_is_for_results(tmp_path, stub, data):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"quantizer": "onnx"}, "--quantizer: expected one of onnxruntime, modelopt, given 'onnx"),
+        ({"quantizer": "onnx"}, "--quantizer: expected one of measured, modelopt, given 'onnx"),
         ({"quantizer": "modelopt"}, "--quantizer modelopt: expected with --precision int8, given"),
         (
             {"quantizer": "modelopt", "precision": "int8", "calibrate": "d", "ranges": "mse"},
