@@ -24,13 +24,11 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from contextlib import contextmanager
 from typing import (
     Any,
     Callable,
     Collection,
     Dict,
-    Iterator,
     List,
     Mapping,
     NamedTuple,
@@ -45,7 +43,8 @@ import numpy as np
 
 from engines.backend import CheckedEngine, Engine
 from engines.errors import EngineError
-from engines.tensorrt.api import Api, Context, IoTensor, one_line
+from engines.tensorrt.api import Api, Context, IoTensor
+from engines.tensorrt.loaded_plan import LoadedPlan
 from engines.tensorrt.session import Session
 from engines.tensors import Array, TensorSpec, check_tensors
 
@@ -124,22 +123,21 @@ class TensorRTEngine(CheckedEngine):
             [tensor.spec for tensor in tensors if not tensor.is_input],
         )
         self.scratch_bytes = api.device_memory_bytes(engine)
-        self._api = api
         self._session = session
-        self._runtime = runtime
-        self._engine = engine
-        self._context: Optional[Context] = context
         self._graphs_wanted = graphs and session.memory.graphs and not context.captures
-        self._save_cache = save_cache
-        self._buffers: Dict[str, int] = {}
-        self._pinned: Dict[str, Array] = {}
         self._host: Dict[str, Array] = {}
         self._bound: Dict[str, int] = {}
         self._warm: Set[Addresses] = set()
         self._graphs: "OrderedDict[Addresses, Any]" = OrderedDict()
         self._generation = 0
         self._put_at: Optional[int] = None
-        session.join()
+        self._plan = LoadedPlan(
+            *(name, api, session),
+            runtime=runtime,
+            engine=engine,
+            context=context,
+            save_cache=save_cache,
+        )
         try:
             self._allocate()
         except BaseException:
@@ -209,7 +207,7 @@ class TensorRTEngine(CheckedEngine):
     def _left(self, specs: Sequence[TensorSpec]) -> Dict[str, DeviceTensor]:
         """Return tensors of the latest run that are in this engine's buffers."""
         return {
-            spec.name: DeviceTensor(spec, self._buffers[spec.name], self, self._generation)
+            spec.name: DeviceTensor(spec, self._plan.buffers[spec.name], self, self._generation)
             for spec in specs
         }
 
@@ -262,7 +260,7 @@ class TensorRTEngine(CheckedEngine):
         """Put a run on the stream. What is there when this fails is waited for by the next."""
         memory = self._session.memory
         self._generation += 1  # what earlier runs left on the device is overwritten from here on
-        with self._failures():
+        with self._plan.failures():
             if arrays:
                 # A run that nobody has waited for may not have read pinned memory yet.
                 self._settle(stream)
@@ -270,29 +268,19 @@ class TensorRTEngine(CheckedEngine):
             for name, array in arrays.items():
                 self._host_view(name)[...] = array
                 if array.nbytes:
-                    memory.to_device(self._buffers[name], self._pinned[name], stream)
+                    memory.to_device(self._plan.buffers[name], self._plan.pinned[name], stream)
             self._bind(there)
             self._enqueue(stream)
             for name in to_host:
                 self._host_view(name)
-                if self._pinned[name].nbytes:
-                    memory.to_host(self._pinned[name], self._buffers[name], stream)
+                if self._plan.pinned[name].nbytes:
+                    memory.to_host(self._plan.pinned[name], self._plan.buffers[name], stream)
 
     def _collect(self, stream: int, names: Sequence[str]) -> Dict[str, Array]:
         """Wait, if nobody has since the latest run, and return what was copied back."""
-        with self._failures():
+        with self._plan.failures():
             self._settle(stream)
         return {name: self._host[name].copy() for name in names}
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Give errors this engine's name."""
-        try:
-            yield
-        except EngineError as exc:
-            raise EngineError(f"engine {self._name!r}: {exc}") from exc
-        except Exception as exc:  # TensorRT and CUDA bindings raise errors of every kind
-            raise EngineError(f"engine {self._name!r} failed: {one_line(exc)}") from exc
 
     def _settle(self, stream: int) -> None:
         if self._put_at == self._session.waits:
@@ -302,12 +290,11 @@ class TensorRTEngine(CheckedEngine):
         """Tell the library where every tensor is, where that has changed."""
         for spec in self._inputs + self._outputs:
             elsewhere = there.get(spec.name)
-            address = self._buffers[spec.name] if elsewhere is None else elsewhere.address
+            address = self._plan.buffers[spec.name] if elsewhere is None else elsewhere.address
             if self._bound.get(spec.name) != address:
                 self._bound.pop(spec.name, None)
                 own_name = self._own_names.get(spec.name, spec.name)
-                if not self._execution.set_tensor_address(own_name, address):
-                    raise EngineError(f"{self._api.library} refused the address of {spec.name!r}")
+                self._plan.bind(own_name, address, called=spec.name)
                 self._bound[spec.name] = address
 
     def _enqueue(self, stream: int) -> None:
@@ -321,17 +308,11 @@ class TensorRTEngine(CheckedEngine):
             self._graphs.move_to_end(place)
             memory.launch(graph, stream)
             return
-        self._execute(stream)
+        self._plan.execute(stream)
         if self._graphs_wanted:
             if len(self._warm) == _MOST_PLACES:
                 self._warm.clear()
             self._warm.add(place)
-
-    def _execute(self, stream: int) -> None:
-        with self._api.errors() as errors:
-            if not self._execution.execute_async_v3(stream):
-                reason = "; ".join(errors) or "it gave no reason"
-                raise EngineError(f"{self._api.library} failed: {reason}")
 
     def _capture(self, stream: int, place: Addresses) -> Any:
         """Capture the computation; none, and no graphs from now on, where that fails."""
@@ -341,7 +322,7 @@ class TensorRTEngine(CheckedEngine):
             memory.begin_capture(stream)
             failed: Optional[EngineError] = None
             try:
-                self._execute(stream)
+                self._plan.execute(stream)
             except EngineError as exc:
                 failed = exc
             graph = memory.end_capture(stream)  # in any case: the stream would stay captured
@@ -363,23 +344,19 @@ class TensorRTEngine(CheckedEngine):
 
     # --- what it holds ---
 
-    @property
-    def _execution(self) -> Any:
-        if self._context is None:
-            raise AssertionError("a closed engine was run")
-        return self._context.execution
-
     def _allocate(self) -> None:
         with self._session.use():
             for spec in self._inputs + self._outputs:
-                self._buffers[spec.name] = self._session.memory.allocate(spec.nbytes)
+                self._plan.buffers[spec.name] = self._session.memory.allocate(spec.nbytes)
 
     def _host_view(self, name: str) -> Array:
         """Return a tensor's pinned memory; made when the tensor first crosses over."""
         if name not in self._host:
             spec = next(s for s in self._inputs + self._outputs if s.name == name)
-            self._pinned[name] = self._session.memory.pinned(spec.nbytes)
-            self._host[name] = self._pinned[name].view(np.dtype(spec.dtype)).reshape(spec.shape)
+            self._plan.pinned[name] = self._session.memory.pinned(spec.nbytes)
+            self._host[name] = (
+                self._plan.pinned[name].view(np.dtype(spec.dtype)).reshape(spec.shape)
+            )
         return self._host[name]
 
     def close(self) -> None:
@@ -388,38 +365,15 @@ class TensorRTEngine(CheckedEngine):
             super().close()
 
     def _free(self) -> None:
-        memory = self._session.memory
+        plan = self._plan
         with self._session.use() as stream:
-            self._give_back(memory.synchronize, stream)
-            self._keep_cache()
+            plan.give_back(self._session.memory.synchronize, stream)
             for graph in self._graphs.values():
-                self._give_back(memory.destroy_graph, graph)
+                plan.give_back(self._session.memory.destroy_graph, graph)
             self._graphs.clear()
-            # In this order: the context before its engine, the engine before its runtime.
-            self._context = None
-            self._engine = None
-            self._runtime = None
             self._host.clear()
-            for array in self._pinned.values():
-                self._give_back(memory.free_pinned, array)
-            self._pinned.clear()
-            for address in self._buffers.values():
-                self._give_back(memory.free, address)
-            self._buffers.clear()
+            plan.free(stream)
         self._session.leave()
-
-    def _give_back(self, free: Callable[[Any], None], what: Any) -> None:
-        """Free one thing; where the device fails, the rest must be freed all the same."""
-        try:
-            free(what)
-        except EngineError as exc:
-            logger.warning("engine %r: %s", self._name, exc)
-
-    def _keep_cache(self) -> None:
-        if self._save_cache is not None and self._context is not None and self._generation:
-            data = self._api.save_cache(self._context)
-            if data:
-                self._save_cache(data)
 
 
 def _renamed(

@@ -171,7 +171,7 @@ def test_a_buffer_that_is_freed_under_a_chain_is_found(
 
         def free_early(*arguments: Any) -> None:
             put(*arguments)
-            gpu.memory.free(first._buffers["a"])
+            gpu.memory.free(first._plan.buffers["a"])
 
         monkeypatch.setattr(second, "_put", free_early)
         with pytest.raises(AssertionError, match="while the stream needs it"):

@@ -265,7 +265,7 @@ class TestGraphs:
         for _ in range(3):
             engine.run({"x": X, "y": Y})
         assert bench.count("begin_capture") == 0
-        assert engine._execution.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+        assert engine._plan.execution.config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
 
     def test_one_graph_for_each_place_of_the_inputs_and_no_more_than_four(
         self, ten: Bench
@@ -536,7 +536,7 @@ def test_memory_that_is_freed_early_is_noticed(bench: Bench) -> None:
     engine = bench.adder()
     engine.run_device({"x": X, "y": Y})
     with bench.memory.current(), pytest.raises(AssertionError, match="while the stream needs it"):
-        bench.memory.free(engine._buffers["x"])
+        bench.memory.free(engine._plan.buffers["x"])
     engine.close()
     with bench.memory.current(), pytest.raises(KeyError):
         bench.memory.free(0x1100)
