@@ -102,6 +102,7 @@ class Decision:
         coding: Codecs by tensor, where they are not the prediction's.
         named: Whether the user named it: the robot is to wait for the server then.
         bound: What is promised; none where nothing is.
+        ahead_s: Seconds that the processor took for it before the inference began.
     """
 
     cut: int
@@ -112,6 +113,7 @@ class Decision:
     coding: Optional[Coding] = None
     named: bool = False
     bound: Optional[Bound] = None
+    ahead_s: float = field(default=0.0, compare=False)
 
     @property
     def codecs(self) -> Dict[str, str]:

@@ -109,10 +109,12 @@ class LinkEstimator:
         record: Told of each piece of evidence, in the order in which it is taken; for a file to
             replay. None for nobody.
         refused: Pieces of evidence that were not sound.
+        taken: Pieces of evidence in all.
     """
 
     def __init__(self, record: Optional[Callable[[Evidence], None]] = None) -> None:
         self.refused = 0
+        self.taken = 0
         self.record = record
         self._lock = threading.Lock()
         self._busy = BusyPeriods()
@@ -151,6 +153,7 @@ class LinkEstimator:
     def take(self, evidence: Evidence) -> bool:
         """Note a piece of evidence; returns false where it was refused."""
         with self._lock:
+            self.taken += 1
             if not sound(evidence):
                 self.refused += 1
                 return False

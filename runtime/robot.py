@@ -43,6 +43,7 @@ from calibration.objectives import (
 from calibration.plan_text import is_plan_text, plan_text
 from calibration.power_fit import load_power
 from calibration.predictor import Prediction
+from calibration.prepared import PreparedPlans
 from engines.backend import BackendOptions
 from engines.bundle import Bundle
 from engines.bundle_plans import open_bundle_backend
@@ -52,6 +53,7 @@ from engines.manifest import Manifest
 from engines.program import Program
 from engines.stripe_plans import is_lossy
 from engines.tensors import Array
+from runtime.ahead import Ahead, Basis
 from runtime.codec_policy import open_policy
 from runtime.courses import Course
 from runtime.evidence import Exchange
@@ -189,6 +191,7 @@ class Robot:
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
         self._handling = HandlingEstimator()
+        self._ahead = Ahead(self._choose_ahead if isinstance(chosen, str) else None)
         self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
             fitted = load_power(self.bundle, self.program.backend.fingerprint())
@@ -225,6 +228,7 @@ class Robot:
             self.link.close()
         if self._preparer is not None:
             self._preparer.close()
+        self._ahead.close()
         self.meter.close()
         self._stripes.close()
         self.program.close()
@@ -326,7 +330,8 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
-        with self.meter.measure(begin=False) as measured:
+        following = self._ahead.inference(objective, in_flight)
+        with following, self.meter.measure(begin=False) as measured:
             result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
         return result.measured(measured.energy)
 
@@ -403,8 +408,10 @@ class Robot:
     ) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
         selector = self._selector if cut is None else self._open_selector(cut)
-        situation = self._situation(objective, in_flight)
-        decision = selector.decide(situation)
+        made = self._ahead.take(self._basis(objective, in_flight)) if cut is None else None
+        decision = made or self._choose(selector, objective, in_flight)
+        situation = decision.situation
+        assert situation is not None, "kept by whoever chose"
         if decision.plan is not None:
             why_not = self._stripes.trouble(decision.plan, self.link, whole=self._whole)
             if why_not:
@@ -419,6 +426,32 @@ class Robot:
             extra_j = hedge_j(situation.plans, prediction, bound)
             prediction = replace(prediction, energy_j=prediction.energy_j + extra_j)
         return replace(decision, situation=situation, bound=bound, prediction=prediction)
+
+    def _choose(
+        self, selector: Selector, objective: Objective, in_flight: Optional[int]
+    ) -> Decision:
+        situation = self._situation(objective, in_flight)
+        return replace(selector.decide(situation), situation=situation)
+
+    def _choose_ahead(
+        self, objective: Objective, in_flight: Optional[int]
+    ) -> Tuple[Basis, Decision]:
+        # What is learned in between makes the basis an old one.
+        basis = self._basis(objective, in_flight)
+        return basis, self._choose(self._selector, objective, in_flight)
+
+    def _basis(self, objective: Objective, in_flight: Optional[int]) -> Basis:
+        link = self.link
+        if link is None:
+            return Basis(None, 0, False, 0, objective, in_flight)
+        plans, evidence = self._plans(link), link.estimator.taken
+        return Basis(plans, evidence, link.up, link.backlog_bytes, objective, in_flight)
+
+    def _plans(self, link: Link) -> Optional[PreparedPlans]:
+        """Return all that may be done; none while a table is missing."""
+        assert self._preparer is not None
+        plans = self._preparer.plans(link.server_table)
+        return None if plans is None else plans.with_handling(self._handling.at(time.monotonic()))
 
     def _local_s(self, situation: Situation) -> float:
         """Return what the robot takes alone; infinite where it may not."""
@@ -471,10 +504,7 @@ class Robot:
         link, plans, estimate = self.link, None, None
         queue_s, trouble = 0.0, "no connection"
         if link is not None:
-            assert self._preparer is not None
-            plans = self._preparer.plans(link.server_table)
-            if plans is not None:
-                plans = plans.with_handling(self._handling.at(time.monotonic()))
+            plans = self._plans(link)
             if link.up:
                 estimate = link.estimate
         if estimate is not None and estimate.state is LinkState.DOWN:
@@ -540,7 +570,8 @@ class Robot:
             bytes_up=course.bytes_up,
             bytes_down=down,
             goodput_bps=None if estimate is None else estimate.goodput_bps,
-            energy_j=self._power.energy_j(compute_s=robot_s, communicate_s=link_s, idle_s=idle_s),
+            energy_j=self._power.energy_j(compute_s=robot_s, communicate_s=link_s, idle_s=idle_s)
+            + (self._power.compute - self._power.idle) * decision.ahead_s,
             predicted=decision.prediction,
             mode=course.mode,
             plan="" if decision.plan is None else plan_text(decision.plan, self.bundle.manifest),
