@@ -7,10 +7,11 @@ pause: then there is time for it, too.
    ended, as the next one would.
 2. That one takes the choice if nothing has been learned since: it is what it would choose itself,
    but for how much wider an estimate grows with its age, which is why a choice is not kept long.
-3. What it took the processor is a part of the decision, so that it counts in its energy, on top of
+3. What it took the processor, taken or not, counts in the energy of the next inference, on top of
    the pause's idling.
 
-With inferences back to back, or several under way, nothing is done ahead.
+Nothing is done ahead with inferences back to back, several of them under way, or pauses in which a
+choice would go stale.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import logging
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Callable, Iterator, NamedTuple, Optional, Tuple
 
 from calibration.objectives import Objective
@@ -37,7 +37,7 @@ _SETTLE_S = 0.006
 """Time for what is still learned of an inference after its answer is out."""
 
 _FRESH_S = 0.4
-"""A choice that is older is not taken."""
+"""A choice that is older is not taken, so none is made where the pauses are longer."""
 
 
 class Basis(NamedTuple):
@@ -77,6 +77,7 @@ class Ahead:
         self._under_way = 0
         self._ended_s = 0.0
         self._pause_s = 0.0
+        self._spent_s = 0.0
         self._next: Optional[Tuple[Objective, Optional[int]]] = None
         self._wanted = threading.Event()
         self._closing = threading.Event()
@@ -86,12 +87,15 @@ class Ahead:
         return f"<Ahead {self._made!r}>"
 
     @contextmanager
-    def inference(self, objective: Objective, in_flight: Optional[int]) -> Iterator[None]:
+    def inference(
+        self, objective: Objective, in_flight: Optional[int], *, chosen: bool = True
+    ) -> Iterator[None]:
         """Be told of an inference while it is under way; the next one is taken to be like it.
 
         Args:
             objective: What it is to be best at.
             in_flight: Inferences under way at a time, where the caller says so.
+            chosen: Whether there is anything to choose.
         """
         with self._lock:
             self._under_way += 1
@@ -104,8 +108,7 @@ class Ahead:
                 self._under_way -= 1
                 self._ended_s = time.monotonic()
                 self._next = objective, in_flight
-                wanted = self._choose is not None and self._pause_s >= _PAUSE_S
-                if wanted and not self._under_way:
+                if chosen and not self._under_way and _PAUSE_S <= self._pause_s <= _FRESH_S:
                     self._begin()
 
     def take(self, basis: Basis) -> Optional[Decision]:
@@ -118,6 +121,12 @@ class Ahead:
         fresh = time.monotonic() - at_s <= _FRESH_S
         return decision if fresh and its == basis else None
 
+    def spent_s(self) -> float:
+        """Return the processor's seconds since the last time that this was asked."""
+        with self._lock:
+            spent_s, self._spent_s = self._spent_s, 0.0
+        return spent_s
+
     def close(self) -> None:
         """End the thread; safe to call again."""
         self._closing.set()
@@ -128,9 +137,16 @@ class Ahead:
             thread.join()
 
     def _begin(self) -> None:
-        if self._thread is None and not self._closing.is_set():
-            self._thread = threading.Thread(target=self._work, name="splitrt-ahead", daemon=True)
-            self._thread.start()
+        if self._choose is None or self._closing.is_set():
+            return
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name="splitrt-ahead", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as exc:  # no more threads: whoever decides in time needs none
+                logger.debug("nothing is decided ahead: %s", exc)
+                return
+            self._thread = thread
         self._wanted.set()
 
     def _work(self) -> None:
@@ -146,11 +162,12 @@ class Ahead:
             if wanted is None:
                 continue
             began_s = time.thread_time()
+            made: Optional[Tuple[float, Basis, Decision]] = None
             try:
                 basis, decision = choose(*wanted)
+                made = time.monotonic(), basis, decision
             except Exception:  # whoever decides in time will hear of it
                 logger.exception("nothing was decided ahead")
-                continue
-            decision = replace(decision, ahead_s=time.thread_time() - began_s)
             with self._lock:
-                self._made = time.monotonic(), basis, decision
+                self._made = made
+                self._spent_s += time.thread_time() - began_s

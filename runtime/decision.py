@@ -102,7 +102,8 @@ class Decision:
         coding: Codecs by tensor, where they are not the prediction's.
         named: Whether the user named it: the robot is to wait for the server then.
         bound: What is promised; none where nothing is.
-        ahead_s: Seconds that the processor took for it before the inference began.
+        ahead_s: Seconds that the processor took for deciding before the inference began, whether
+            this came of it or not.
     """
 
     cut: int

@@ -271,7 +271,7 @@ class Link:
         it heard of it is dropped.
         """
         with self._lock:
-            waiting = self._requests.forget(request.number) is not None
+            waiting = self._requests.stop_waiting(request.number)
             if request.channel is not self._channel or request.unsent == request.stripes:
                 return  # its connection is gone, or the server does not know it
             if waiting:

@@ -49,9 +49,12 @@ class RequestBook:
         self._given_up.pop(number, None)
         return self._waited_for.pop(number, None)
 
+    def stop_waiting(self, number: int) -> bool:
+        """Wait for a request no longer; returns whether it was waited for."""
+        return self._waited_for.pop(number, None) is not None
+
     def give_up(self, request: Request) -> None:
-        """Wait no longer for a request of which the server may still send an answer."""
-        self._waited_for.pop(request.number, None)
+        """Note that an answer may still come to a request that is not waited for."""
         self._given_up[request.number] = request
 
     def clear(self) -> List[Request]:

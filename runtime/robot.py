@@ -224,11 +224,11 @@ class Robot:
 
     def close(self) -> None:
         """End the link and free the engines; safe to call again."""
+        self._ahead.close()
         if self.link is not None:
             self.link.close()
         if self._preparer is not None:
             self._preparer.close()
-        self._ahead.close()
         self.meter.close()
         self._stripes.close()
         self.program.close()
@@ -330,7 +330,8 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
-        following = self._ahead.inference(objective, in_flight)
+        chosen = cut is None and self.link is not None
+        following = self._ahead.inference(objective, in_flight, chosen=chosen)
         with following, self.meter.measure(begin=False) as measured:
             result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
         return result.measured(measured.energy)
@@ -425,7 +426,13 @@ class Robot:
         if prediction is not None and situation.plans is not None:
             extra_j = hedge_j(situation.plans, prediction, bound)
             prediction = replace(prediction, energy_j=prediction.energy_j + extra_j)
-        return replace(decision, situation=situation, bound=bound, prediction=prediction)
+        return replace(
+            decision,
+            situation=situation,
+            bound=bound,
+            prediction=prediction,
+            ahead_s=self._ahead.spent_s(),
+        )
 
     def _choose(
         self, selector: Selector, objective: Objective, in_flight: Optional[int]

@@ -14,7 +14,14 @@ import io
 import numpy as np
 
 from engines.codecs.buffers import put
-from engines.codecs.pictures import as_pixels, picture_in, picture_of, pillow, read_picture
+from engines.codecs.pictures import (
+    LossyPictureCodec,
+    as_pixels,
+    picture_in,
+    picture_of,
+    pillow,
+    read_picture,
+)
 from engines.errors import CodecError
 from engines.tensors import Array, TensorSpec
 
@@ -26,25 +33,11 @@ _HEAD_BYTES = 1024
 """Above all segments together."""
 
 
-class JpegCodec:
-    """Writes and reads baseline JPEG.
+class JpegCodec(LossyPictureCodec):
+    """Writes and reads baseline JPEG."""
 
-    Args:
-        wire_id: Number on the wire.
-        quality: 1 to 100, of what is written.
-    """
-
-    lossless = False
-
-    def __init__(self, wire_id: int, quality: int = 90) -> None:
-        self.wire_id = wire_id
-        self.name = f"jpeg:{quality}"
-        self._quality = quality
-
-    def applies(self, spec: TensorSpec) -> bool:
-        """Pictures of at most 65535 pixels a side."""
-        picture = picture_of(spec, _LONGEST)
-        return picture is not None and picture.light
+    form = "jpeg"
+    longest = _LONGEST
 
     def max_encoded_bytes(self, spec: TensorSpec) -> int:
         """Twice the tensor, whole blocks, and the segments; what is larger is not encoded."""

@@ -9,7 +9,7 @@ only: nobody says that its values are light.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, BinaryIO, NamedTuple, Optional, Tuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from engines.tensors import Array, TensorSpec
 
 __all__ = [
     "PIXELS",
+    "LossyPictureCodec",
     "Picture",
     "as_pixels",
     "from_pixels",
@@ -138,6 +139,33 @@ def read_picture(
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, EOFError) as exc:
         raise CodecError(f"{name}: the compressed bytes are damaged") from exc
     from_pixels(pixels, picture, out)
+
+
+class LossyPictureCodec:
+    """What the lossy codecs of pictures share: a quality, and which tensors they take.
+
+    Args:
+        wire_id: Number on the wire.
+        quality: 1 to 100, of what is written.
+
+    Attributes:
+        form: Its name without the quality.
+        longest: Most pixels that a side may have.
+    """
+
+    lossless = False
+    form: ClassVar[str]
+    longest: ClassVar[int]
+
+    def __init__(self, wire_id: int, quality: int = 90) -> None:
+        self.wire_id = wire_id
+        self.name = f"{self.form}:{quality}"
+        self._quality = quality
+
+    def applies(self, spec: TensorSpec) -> bool:
+        """Pictures that are light, with sides of at most ``longest`` pixels."""
+        picture = picture_of(spec, self.longest)
+        return picture is not None and picture.light
 
 
 def _product(extents: Tuple[int, ...]) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 
 from engines.codecs.buffers import CODED, opened, put, store
 from engines.codecs.pictures import (
+    LossyPictureCodec,
     Picture,
     as_pixels,
     picture_in,
@@ -78,25 +79,11 @@ class WebpLosslessCodec:
         _read(self.name, stream, b"VP8L", picture, out)
 
 
-class WebpCodec:
-    """Writes and reads VP8 key frames.
+class WebpCodec(LossyPictureCodec):
+    """Writes and reads VP8 key frames."""
 
-    Args:
-        wire_id: Number on the wire.
-        quality: 1 to 100, of what is written.
-    """
-
-    lossless = False
-
-    def __init__(self, wire_id: int, quality: int = 90) -> None:
-        self.wire_id = wire_id
-        self.name = f"webp:{quality}"
-        self._quality = quality
-
-    def applies(self, spec: TensorSpec) -> bool:
-        """Pictures of at most 16383 pixels a side."""
-        picture = picture_of(spec, _LONGEST)
-        return picture is not None and picture.light
+    form = "webp"
+    longest = _LONGEST
 
     def max_encoded_bytes(self, spec: TensorSpec) -> int:
         """Twice the tensor, in whole blocks; what is larger is not encoded."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Optional
 
 import numpy as np
@@ -50,6 +49,7 @@ def chooser() -> Chooser:
 def ahead(chooser: Chooser, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ahead]:
     monkeypatch.setattr(ahead_module, "_FRESH_S", 60.0)
     made = Ahead(chooser)
+    made._ended_s = time.monotonic() - 1.0
     yield made
     made.close()
 
@@ -67,9 +67,9 @@ def test_after_a_pause_the_next_is_chosen(ahead: Ahead, chooser: Chooser) -> Non
     _once(ahead, ENERGY, 2)
     _made(ahead)
     assert chooser.asked == [(ENERGY, 2)]
-    found = ahead.take(BASIS)
-    assert found == Decision(3, "chosen", None)
-    assert found.ahead_s >= 0.001, "what it took is told"
+    assert ahead.take(BASIS) == Decision(3, "chosen", None)
+    assert ahead.spent_s() >= 0.001, "what it took is told"
+    assert ahead.spent_s() == 0, "once"
     assert ahead.take(BASIS) is None, "once only"
 
 
@@ -88,14 +88,15 @@ def test_it_is_not_taken_for_another_basis(ahead: Ahead, other: Basis) -> None:
     _once(ahead)
     _made(ahead)
     assert ahead.take(other) is None
+    assert ahead.spent_s() > 0, "in vain, but it is counted"
 
 
 def test_it_is_not_taken_when_it_is_old(
     ahead: Ahead, chooser: Chooser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ahead_module, "_FRESH_S", 0.0)
     _once(ahead)
     _made(ahead)
+    monkeypatch.setattr(ahead_module, "_FRESH_S", 0.0)
     time.sleep(0.001)
     assert ahead.take(BASIS) is None
 
@@ -108,6 +109,35 @@ def test_without_pauses_nothing_is_chosen(
     for _ in range(5):
         _once(ahead)
     time.sleep(5 * ahead_module._SETTLE_S)
+    assert not chooser.asked
+
+
+def test_in_a_pause_that_outlasts_a_choice_none_is_made(
+    ahead: Ahead, chooser: Chooser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ahead_module, "_FRESH_S", 0.5)
+    _once(ahead)  # after a second
+    time.sleep(5 * ahead_module._SETTLE_S)
+    assert not chooser.asked
+
+
+def test_where_there_is_nothing_to_choose_none_is_made(ahead: Ahead, chooser: Chooser) -> None:
+    with ahead.inference(LATENCY, None, chosen=False):
+        pass
+    time.sleep(5 * ahead_module._SETTLE_S)
+    assert not chooser.asked
+    assert ahead._thread is None
+
+
+def test_without_a_thread_nothing_is_made(
+    ahead: Ahead, chooser: Chooser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", fail)
+    _once(ahead)
+    ahead.close()
     assert not chooser.asked
 
 
@@ -149,12 +179,24 @@ def test_it_is_told_once_it_is_closed(chooser: Chooser) -> None:
 class TestOnARobot:
     """A robot with pauses between its inferences."""
 
+    @pytest.fixture(autouse=True)
+    def _patient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ahead_module, "_FRESH_S", 1e9)
+
     def test_it_decides_ahead_as_it_would_in_time(
         self, toy: Bundle, server: Server, inputs: Tensors, expected: Tensors
     ) -> None:
         splitrt = SplitRT(toy.manifest)
-        ahead = 0
+        taken: list[bool] = []
         with Robot(toy, server=address(server), threads=1) as robot:
+            take = robot._ahead.take
+
+            def noting(basis: Basis) -> Optional[Decision]:
+                found = take(basis)
+                taken.append(found is not None)
+                return found
+
+            robot._ahead.take = noting  # type: ignore[method-assign]
             for _ in range(40):
                 result = robot.infer(inputs)
                 assert_right(result, expected)
@@ -163,18 +205,18 @@ class TestOnARobot:
                 assert decision.situation is not None
                 again = splitrt.decide(decision.situation)
                 assert (again.cut, again.plan) == (decision.cut, decision.plan)
-                ahead += decision.ahead_s > 0
                 time.sleep(0.06)
-        assert ahead >= 5, "most of 40; a busy machine learns late of an answer"
+        assert sum(taken) >= 5, "most of 40; a busy machine learns late of an answer"
 
     def test_what_it_took_counts_in_the_energy(
         self, toy: Bundle, inputs: Tensors, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with Robot(toy, threads=1) as robot:
-            decide = robot._decide
             plain = robot.infer(inputs)
-            monkeypatch.setattr(robot, "_decide", lambda *a: replace(decide(*a), ahead_s=2.0))
+            monkeypatch.setattr(robot._ahead, "spent_s", lambda: 2.0)
             result = robot.infer(inputs)
+        assert result.decision is not None
+        assert result.decision.ahead_s == 2
         assert plain.energy_j < 13.35
         assert result.energy_j >= 2 * (13.35 - 4.04), "on top of idling in the pause"
 
@@ -206,6 +248,5 @@ class TestOnARobot:
             link.estimator.take(QueueTime(time.monotonic(), 50.0))
             result = robot.infer(inputs)
         assert result.decision is not None
-        assert result.decision.ahead_s == 0
         assert result.decision.situation is not None
         assert result.decision.situation.queue_s > 1
