@@ -20,7 +20,8 @@ Theory of operation:
 
 Where a promise is kept by the robot beginning the server's part itself (``calibration.bounds``),
 what it is expected to spend on that counts, no inference waits longer than the robot takes itself,
-and what could not keep the promise is left out.
+and what could not keep the promise is left out. So with objective ``latency`` a goodput at which
+the answer would be very late costs no more than one at which it is just too late.
 
 Of equals the earlier is taken: the serial cuts come before the striped plans. A striped plan is
 taken only where it is better than all of them by more than a prediction can tell.
@@ -115,10 +116,13 @@ def rank(
         price_hedges: Count the robot's hedges in the energy though no choice depends on it.
         promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
-    kept, forbidden = _ruled_out(plans, _Rules(objective, constraints, serial, promised))
+    rules = _Rules(objective, constraints, serial, promised)
+    kept, forbidden, ends_s = _ruled_out(plans, rules)
+    if in_flight is not None and in_flight > 1:
+        ends_s = None  # the robot has several to end
     priced = kept is not None and (price_hedges or objective.kind == "deadline")
     hedged = objective if priced else None
-    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight, hedged)
+    outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight, hedged, ends_s)
     bounded: Optional[Array] = None
     if kept is not None and hedged_in_time(plans, objective):
         bounded = np.where(kept, 0.0, np.inf)  # the robot itself sees to it
@@ -169,6 +173,8 @@ class _Outlook:
         queue_s: Expected wait at the server in seconds.
         in_flight: Inferences under way at a time, for the rate; none for enough of them.
         hedged: The objective whose hedges count in the energy; none where none do.
+        ends_s: When the robot itself has the answer of every choice; none where that is not to
+            count.
     """
 
     def __init__(
@@ -179,6 +185,7 @@ class _Outlook:
         queue_s: float,
         in_flight: Optional[int],
         hedged: Optional[Objective],
+        ends_s: Optional[Array],
     ) -> None:
         self.plans, self.goodput_at = plans, goodput_at
         self.rtt_s, self.queue_s, self.in_flight = rtt_s, queue_s, in_flight
@@ -187,7 +194,10 @@ class _Outlook:
             goodputs = goodputs[:1]
         self._goodputs = goodputs
         self._hedged = hedged
+        self._ends_s = ends_s
         self._spread_s = plans.spread_s(goodputs, rtt_s, queue_s)
+        if ends_s is not None:
+            np.minimum(self._spread_s, ends_s, out=self._spread_s)
         self.latencies_s: Array = mean_of(self._spread_s)
 
     @cached_property
@@ -202,7 +212,8 @@ class _Outlook:
 
     def latencies_at(self, part: float) -> Array:
         """Return all latencies at a quantile of the goodput."""
-        return self.plans.latencies_s(self.goodput_at(part), self.rtt_s, self.queue_s)
+        latencies_s = self.plans.latencies_s(self.goodput_at(part), self.rtt_s, self.queue_s)
+        return latencies_s if self._ends_s is None else np.minimum(latencies_s, self._ends_s)
 
 
 def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
@@ -253,7 +264,7 @@ class _Rules(NamedTuple):
 
 
 _Standing = Tuple[Tuple[str, ...], Array, Array]
-_RuledOut = Tuple[Optional[Array], Array]
+_RuledOut = Tuple[Optional[Array], Array, Optional[Array]]
 
 _MOST_RULES = 64
 """Rules whose masks are kept: each deadline that a caller gives is one."""
@@ -266,14 +277,21 @@ _masks: "WeakKeyDictionary[PreparedPlans, Dict[_Rules, _RuledOut]]" = WeakKeyDic
 
 
 def _ruled_out(plans: PreparedPlans, rules: _Rules) -> _RuledOut:
-    """Return what keeps the promise, none where all does; and what may not be taken."""
+    """Return what rules say of every choice.
+
+    That is, whether it keeps the promise, none where all do; whether it may not be taken; and
+    when the robot itself has the answer, none where an inference does not end by that.
+    """
     masks = _masks.setdefault(plans, {})
     found = masks.get(rules)
     if found is None:
         _, mask, serial_mask = _standing(plans, rules.constraints)
         mask = serial_mask if rules.serial else mask
         kept = keeps(plans, rules.objective) if rules.promised else None
-        found = kept, mask if kept is None else mask | ~kept
+        ends_s: Optional[Array] = None
+        if kept is not None and rules.objective.kind == "latency":
+            ends_s = own_ends_s(plans, rules.objective)
+        found = kept, mask if kept is None else mask | ~kept, ends_s
         if len(masks) >= _MOST_RULES:
             masks.clear()
         masks[rules] = found

@@ -29,16 +29,35 @@ def _steady(bps: float) -> Steps:
 
 
 def test_latency_is_the_mean_over_the_goodputs_not_the_latency_at_their_mean() -> None:
-    found = _rank("latency", UNSTEADY)
+    found = _rank("latency", UNSTEADY, promised=False)
     by_hand = HEAD_S + TAIL_S + BITS * (0.2 / 1e6 + 0.8 / 100e6)
     np.testing.assert_allclose(found.latencies_s, by_hand)
     assert (found.best, found.rule, found.unit) == (4, "least predicted latency", "s")
     assert _rank("latency", _steady(UNSTEADY.goodput_bps)).best == 0, "at the mean: offloading"
 
 
+def test_latency_ends_with_the_robots_own_answer_where_it_hedges() -> None:
+    # The robot begins at .1 s, so that offloading takes 1.1 s where the goodput is 1 Mbps.
+    found = _rank("latency", UNSTEADY)
+    assert found.costs[0] == found.latencies_s[0] == pytest.approx((1.1 + 4 * 0.18) / 5)
+    assert found.costs[4] == pytest.approx(0.5432), "in time by itself"
+    assert found.costs[LAST] == pytest.approx(1.0)
+    assert found.best == 0
+    # A bad goodput that is ten times worse still is no reason to do without the others.
+    worse = _rank("latency", Steps(1e5, 100e6, 0.2))
+    assert worse.costs[0] == found.costs[0]
+    assert worse.best == 0
+    # But where most are bad the robot works alone.
+    assert _rank("latency", Steps(1e5, 100e6, 0.95)).best == LAST
+    # With several under way it cannot see to all of them.
+    assert _rank("latency", UNSTEADY, in_flight=2).best == 4
+    assert _rank("latency", UNSTEADY, in_flight=1).best == 0
+    assert _rank("latency:p95", UNSTEADY).costs[0] == pytest.approx(1.1)
+
+
 def test_a_quantile_of_latency_is_the_latency_at_the_other_quantile_of_goodput() -> None:
     assert _rank("latency:p95", UNSTEADY).best == 4
-    assert _rank("latency:p95", UNSTEADY).costs[0] == pytest.approx(8.1)
+    assert _rank("latency:p95", UNSTEADY, promised=False).costs[0] == pytest.approx(8.1)
     # Three in four inferences have 100 Mbps at least.
     assert _rank("latency:p75", UNSTEADY).best == 0
     assert _rank("latency:p75", UNSTEADY).costs[0] == pytest.approx(0.18)

@@ -127,7 +127,7 @@ def test_tables_are_written_once() -> None:
 
 def test_the_uncertainty_is_kept(tmp_path: Path) -> None:
     unsteady = Steps(1e6, 100e6, 0.2)
-    result = _result(0, estimate_bps=None, true_bps=50e6, link=unsteady)
+    result = _result(0, estimate_bps=None, true_bps=50e6, link=unsteady, objective="energy")
     assert result.cut == MODEL.cuts[4].id
     run = _read(tmp_path, _record([result]))
     link = run.inferences[0].link

@@ -220,8 +220,11 @@ def test_the_objective_and_the_quantiles_of_the_link_are_heeded() -> None:
         for text in ("latency", "latency:p75", "energy", "deadline=9s", "deadline=300ms")
     }
     assert cuts == {
-        "latency": 4, "latency:p75": 0, "energy": 4, "deadline=9s": 4, "deadline=300ms": 0
+        "latency": 0, "latency:p75": 0, "energy": 4, "deadline=9s": 4, "deadline=300ms": 0
     }  # fmt: skip
+    # Without the promise nobody ends what goes over the bad link.
+    waiting = Situation(PLANS, unsteady, 0.0, parse_objective("latency"), promised=False)
+    assert open_selector("splitrt", MODEL).decide(waiting).cut == 4
 
 
 def test_a_link_without_quantiles_is_certain() -> None:
@@ -241,7 +244,8 @@ def test_the_oracle_knows_the_goodput_and_is_for_replays_only() -> None:
         open_selector("oracle", MODEL)
     oracle = open_selector("oracle", MODEL, replay=True)
     unsteady = Steps(1e6, 100e6, 0.2)
-    assert oracle.decide(Situation(PLANS, unsteady, 0.0)).cut == 4
-    assert oracle.decide(Situation(PLANS, unsteady, 0.0, true_bps=100e6)).cut == 0
-    assert oracle.decide(Situation(PLANS, unsteady, 0.0, true_bps=1e6)).cut == 4
+    energy = parse_objective("energy")
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0, energy)).cut == 4
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0, energy, true_bps=100e6)).cut == 0
+    assert oracle.decide(Situation(PLANS, unsteady, 0.0, energy, true_bps=1e6)).cut == 4
     assert oracle.decide(Situation(PLANS, None, 0.0, true_bps=1e9)).cut == LAST
