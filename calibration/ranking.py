@@ -117,11 +117,11 @@ def rank(
         promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
     rules = _Rules(objective, constraints, serial, promised)
-    kept, forbidden, ends_s = _ruled_out(plans, rules)
-    if in_flight is not None and in_flight > 1:
-        ends_s = None  # the robot has several to end
+    kept, forbidden, own_s = _ruled_out(plans, rules)
+    several = in_flight is not None and in_flight > 1  # the robot cannot end all of them
+    ends_s = own_s if objective.kind == "latency" and not several else None
     priced = kept is not None and (price_hedges or objective.kind == "deadline")
-    hedged = objective if priced else None
+    hedged = (objective, own_s) if priced and own_s is not None else None
     outlook = _Outlook(plans, goodput_at, rtt_s, queue_s, in_flight, hedged, ends_s)
     bounded: Optional[Array] = None
     if kept is not None and hedged_in_time(plans, objective):
@@ -172,7 +172,8 @@ class _Outlook:
         rtt_s: Round trip in seconds.
         queue_s: Expected wait at the server in seconds.
         in_flight: Inferences under way at a time, for the rate; none for enough of them.
-        hedged: The objective whose hedges count in the energy; none where none do.
+        hedged: The objective whose hedges count in the energy, and when the robot itself has the
+            answer of every choice then; none where none do.
         ends_s: When the robot itself has the answer of every choice; none where that is not to
             count.
     """
@@ -184,7 +185,7 @@ class _Outlook:
         rtt_s: float,
         queue_s: float,
         in_flight: Optional[int],
-        hedged: Optional[Objective],
+        hedged: Optional[Tuple[Objective, Array]],
         ends_s: Optional[Array],
     ) -> None:
         self.plans, self.goodput_at = plans, goodput_at
@@ -205,9 +206,10 @@ class _Outlook:
         """Expected energy; where the robot hedges, with its own work, and no longer waits."""
         if self._hedged is None:
             return self.plans.expected_j(self.latencies_s, self._goodputs, self.rtt_s)
-        ended_s = np.minimum(self._spread_s, own_ends_s(self.plans, self._hedged))
+        objective, own_s = self._hedged
+        ended_s = np.minimum(self._spread_s, own_s)
         energies: Array = self.plans.ended_j(ended_s, self._goodputs, self.rtt_s)
-        energies += hedges_j(self.plans, self._hedged, ended_s)
+        energies += hedges_j(self.plans, objective, ended_s)
         return energies
 
     def latencies_at(self, part: float) -> Array:
@@ -280,7 +282,7 @@ def _ruled_out(plans: PreparedPlans, rules: _Rules) -> _RuledOut:
     """Return what rules say of every choice.
 
     That is, whether it keeps the promise, none where all do; whether it may not be taken; and
-    when the robot itself has the answer, none where an inference does not end by that.
+    when the robot itself has the answer, none where it promises none.
     """
     masks = _masks.setdefault(plans, {})
     found = masks.get(rules)
@@ -288,10 +290,8 @@ def _ruled_out(plans: PreparedPlans, rules: _Rules) -> _RuledOut:
         _, mask, serial_mask = _standing(plans, rules.constraints)
         mask = serial_mask if rules.serial else mask
         kept = keeps(plans, rules.objective) if rules.promised else None
-        ends_s: Optional[Array] = None
-        if kept is not None and rules.objective.kind == "latency":
-            ends_s = own_ends_s(plans, rules.objective)
-        found = kept, mask if kept is None else mask | ~kept, ends_s
+        own_s = None if kept is None else own_ends_s(plans, rules.objective)
+        found = kept, mask if kept is None else mask | ~kept, own_s
         if len(masks) >= _MOST_RULES:
             masks.clear()
         masks[rules] = found

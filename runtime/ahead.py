@@ -67,10 +67,10 @@ class Ahead:
     """Keeps the choice for the next inference. Safe across threads.
 
     Args:
-        choose: Chooses now; called by a thread of this object. None to decide nothing ahead.
+        choose: Chooses now; called by a thread of this object.
     """
 
-    def __init__(self, choose: Optional[Choose]) -> None:
+    def __init__(self, choose: Choose) -> None:
         self._choose = choose
         self._lock = threading.Lock()
         self._made: Optional[Tuple[float, Basis, Decision]] = None
@@ -95,7 +95,7 @@ class Ahead:
         Args:
             objective: What it is to be best at.
             in_flight: Inferences under way at a time, where the caller says so.
-            chosen: Whether there is anything to choose.
+            chosen: Whether there is anything to choose ahead.
         """
         with self._lock:
             self._under_way += 1
@@ -111,15 +111,19 @@ class Ahead:
                 if chosen and not self._under_way and _PAUSE_S <= self._pause_s <= _FRESH_S:
                     self._begin()
 
-    def take(self, basis: Basis) -> Optional[Decision]:
-        """Return the choice for an inference with this basis; none if there is none."""
+    def take(self, basis: Callable[[], Basis]) -> Optional[Decision]:
+        """Return the choice for an inference; none if there is none.
+
+        Args:
+            basis: Gives the inference's basis; asked only where there is a choice.
+        """
         with self._lock:
             made, self._made = self._made, None
         if made is None:
             return None
         at_s, its, decision = made
         fresh = time.monotonic() - at_s <= _FRESH_S
-        return decision if fresh and its == basis else None
+        return decision if fresh and its == basis() else None
 
     def spent_s(self) -> float:
         """Return the processor's seconds since the last time that this was asked."""
@@ -137,7 +141,7 @@ class Ahead:
             thread.join()
 
     def _begin(self) -> None:
-        if self._choose is None or self._closing.is_set():
+        if self._closing.is_set():
             return
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="splitrt-ahead", daemon=True)
@@ -150,8 +154,6 @@ class Ahead:
         self._wanted.set()
 
     def _work(self) -> None:
-        choose = self._choose
-        assert choose is not None  # else this thread is not begun
         while True:
             self._wanted.wait()
             self._wanted.clear()
@@ -164,7 +166,7 @@ class Ahead:
             began_s = time.thread_time()
             made: Optional[Tuple[float, Basis, Decision]] = None
             try:
-                basis, decision = choose(*wanted)
+                basis, decision = self._choose(*wanted)
                 made = time.monotonic(), basis, decision
             except Exception:  # whoever decides in time will hear of it
                 logger.exception("nothing was decided ahead")

@@ -191,7 +191,8 @@ class Robot:
         self.link: Optional[Link] = None
         self._preparer: Optional[Preparer] = None
         self._handling = HandlingEstimator()
-        self._ahead = Ahead(self._choose_ahead if isinstance(chosen, str) else None)
+        self._ahead = Ahead(self._choose_ahead)
+        self._foreseen = isinstance(chosen, str)  # a selector of one's own may not be as pure
         self.meter = EnergyMeter(sensor_for(backend) if measure_energy else None)
         try:
             fitted = load_power(self.bundle, self.program.backend.fingerprint())
@@ -330,7 +331,7 @@ class Robot:
         objective: Objective,
         in_flight: Optional[int] = None,
     ) -> Result:
-        chosen = cut is None and self.link is not None
+        chosen = self._foreseen and cut is None and self.link is not None
         following = self._ahead.inference(objective, in_flight, chosen=chosen)
         with following, self.meter.measure(begin=False) as measured:
             result = self._run(number, taken_s, inputs, cut, objective, in_flight, measured)
@@ -409,7 +410,9 @@ class Robot:
     ) -> Decision:
         """Choose cut and plan; a plan that cannot be carried out now is left out."""
         selector = self._selector if cut is None else self._open_selector(cut)
-        made = self._ahead.take(self._basis(objective, in_flight)) if cut is None else None
+        made: Optional[Decision] = None
+        if cut is None:
+            made = self._ahead.take(lambda: self._basis(objective, in_flight))
         decision = made or self._choose(selector, objective, in_flight)
         situation = decision.situation
         assert situation is not None, "kept by whoever chose"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Optional
 
 import numpy as np
@@ -67,10 +67,10 @@ def test_after_a_pause_the_next_is_chosen(ahead: Ahead, chooser: Chooser) -> Non
     _once(ahead, ENERGY, 2)
     _made(ahead)
     assert chooser.asked == [(ENERGY, 2)]
-    assert ahead.take(BASIS) == Decision(3, "chosen", None)
+    assert ahead.take(lambda: BASIS) == Decision(3, "chosen", None)
     assert ahead.spent_s() >= 0.001, "what it took is told"
     assert ahead.spent_s() == 0, "once"
-    assert ahead.take(BASIS) is None, "once only"
+    assert ahead.take(lambda: BASIS) is None, "once only"
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_after_a_pause_the_next_is_chosen(ahead: Ahead, chooser: Chooser) -> Non
 def test_it_is_not_taken_for_another_basis(ahead: Ahead, other: Basis) -> None:
     _once(ahead)
     _made(ahead)
-    assert ahead.take(other) is None
+    assert ahead.take(lambda: other) is None
     assert ahead.spent_s() > 0, "in vain, but it is counted"
 
 
@@ -98,7 +98,7 @@ def test_it_is_not_taken_when_it_is_old(
     _made(ahead)
     monkeypatch.setattr(ahead_module, "_FRESH_S", 0.0)
     time.sleep(0.001)
-    assert ahead.take(BASIS) is None
+    assert ahead.take(lambda: BASIS) is None
 
 
 def test_without_pauses_nothing_is_chosen(
@@ -164,7 +164,7 @@ def test_who_cannot_choose_ahead_does_it_in_time(
     ahead._choose = fail
     _once(ahead)
     eventually(lambda: "nothing was decided ahead" in caplog.text, "the word")
-    assert ahead.take(BASIS) is None
+    assert ahead.take(lambda: BASIS) is None
 
 
 def test_it_is_told_once_it_is_closed(chooser: Chooser) -> None:
@@ -191,7 +191,7 @@ class TestOnARobot:
         with Robot(toy, server=address(server), threads=1) as robot:
             take = robot._ahead.take
 
-            def noting(basis: Basis) -> Optional[Decision]:
+            def noting(basis: Callable[[], Basis]) -> Optional[Decision]:
                 found = take(basis)
                 taken.append(found is not None)
                 return found
