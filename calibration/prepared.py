@@ -115,6 +115,7 @@ class PreparedPlans:
         key: The same where the choices are: for what is worked out once of them.
         local_s: What the robot takes alone; infinite where it may not.
         striped: Whether a choice is a striped plan; one element a choice.
+        starts: Where the sums of every choice begin: see :meth:`cost_lines`.
         robot_s: What the robot computes of every choice, in seconds; one element a choice.
         handling: What a message takes beside the computing; nothing unless :meth:`with_handling`.
         rest_s: What it would take afterwards for the server's part; one element a choice.
@@ -206,7 +207,7 @@ class PreparedPlans:
         ways += self._round_trips * rtt_s
         if queue_s:
             ways += self._queues * queue_s
-        latencies: Array = np.maximum.reduceat(ways, self._starts)
+        latencies: Array = np.maximum.reduceat(ways, self.starts)
         return latencies
 
     def expected(
@@ -261,7 +262,7 @@ class PreparedPlans:
             fixed += self._queues * queue_s
         ways = np.multiply.outer(per_bit_s, self._bits)
         ways += fixed
-        latencies: Array = np.maximum.reduceat(ways, self._starts, axis=1)
+        latencies: Array = np.maximum.reduceat(ways, self.starts, axis=1)
         return latencies
 
     def needed_bps(self, limit_s: float, rtt_s: float, queue_s: float = 0.0) -> Array:
@@ -273,8 +274,44 @@ class PreparedPlans:
         enough = np.full(left_s.shape, np.inf)
         np.divide(self._bits, left_s, out=enough, where=left_s > 0)
         enough[(left_s >= 0) & (self._bits == 0)] = 0.0
-        needed: Array = np.maximum.reduceat(enough, self._starts)
+        needed: Array = np.maximum.reduceat(enough, self.starts)
         return needed
+
+    def cost_lines(self, *, by_energy: bool = False) -> Array:
+        """Return the sums of which the largest is what a choice costs: linear in what a link is.
+
+        Args:
+            by_energy: Joules on the robot, and not seconds.
+
+        Returns:
+            A column a sum (see :meth:`ways_of`); in it what the cost begins with, then by how much
+            it rises with the seconds of a bit, the round trip and the wait at the server.
+        """
+        lines = self._lines.get(by_energy)
+        if lines is not None:
+            return lines
+        lines = np.stack([self._seconds, self._bits, self._round_trips, self._queues])
+        if by_energy:
+            possible = np.isfinite(lines[0])
+            lines[:, possible] *= self._power.idle
+            beside = self._power.communicate - self._power.idle
+            lines[0] += self._computing_j[self._owners]
+            lines[1] += beside * self._sent_bits[self._owners]
+            lines[2] += beside * self._linked[self._owners]
+        self._lines[by_energy] = lines
+        return lines
+
+    def ways_of(self, place: int) -> slice:
+        """Return which of the sums are a choice's."""
+        begin, end = np.searchsorted(self._owners, [place, place + 1])
+        return slice(int(begin), int(end))
+
+    def largest_ways(self, values: Array) -> Array:
+        """Return for every choice which of its sums has the largest of some values."""
+        largest = np.maximum.reduceat(values, self.starts)
+        places = np.flatnonzero(values == largest[self._owners])
+        found: Array = places[np.searchsorted(self._owners[places], np.arange(len(largest)))]
+        return found
 
     def costs(
         self,
@@ -459,7 +496,8 @@ class PreparedPlans:
         never = (Way(math.inf, 0.0, 0.0, 0.0),)
         ways = [choice.ways or never for choice in self.choices]
         lengths = [len(some) for some in ways]
-        self._starts = np.cumsum([0, *lengths[:-1]])
+        self.starts: Array = np.cumsum([0, *lengths[:-1]])
+        self._owners = np.repeat(np.arange(len(ways)), lengths)
         columns = np.asarray([way for some in ways for way in some], np.float64).T
         self._columns = np.ascontiguousarray(columns)
         _, self._bits, self._round_trips, self._queues, *_ = self._columns
@@ -482,6 +520,7 @@ class PreparedPlans:
         seconds, _, _, _, on_robot, on_server = self._columns
         self.handling = handling
         self._other = None
+        self._lines: Dict[bool, Array] = {}
         self._seconds = seconds + on_robot * handling.robot_s + on_server * handling.server_s
         self.robot_s: Array = self._busy_s + self._messages * handling.robot_s
         self._computing_j = (self._power.compute - self._power.idle) * self.robot_s

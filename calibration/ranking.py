@@ -43,7 +43,17 @@ from calibration.prepared import Choice, PlansKey, PreparedPlans, mean_of
 from engines.stripe_plans import BoundedPlan, RowPlan, is_lossy
 from engines.tensors import Array
 
-__all__ = ["EXPECTED_AT", "WORTHWHILE", "GoodputAt", "Ranking", "barred", "rank"]
+__all__ = [
+    "EXPECTED_AT",
+    "WORTHWHILE",
+    "GoodputAt",
+    "Ranking",
+    "Rules",
+    "barred",
+    "rank",
+    "rule_of",
+    "ruled_out",
+]
 
 GoodputAt = Callable[[float], float]
 """Gives a quantile of the goodput in bits per second, for a part between 0 and 1."""
@@ -57,6 +67,13 @@ left, as what is least by prediction is so by its error too."""
 
 EXPECTED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Quantiles of goodput over which latency and energy are averaged."""
+
+
+_RULES = {
+    "latency": "least predicted latency",
+    "energy": "least predicted energy",
+    "rate": "highest predicted rate",
+}
 
 
 @dataclass(frozen=True)
@@ -116,8 +133,8 @@ def rank(
         price_hedges: Count the robot's hedges in the energy though no choice depends on it.
         promised: Only what can keep the promise of its objective (``calibration.bounds``).
     """
-    rules = _Rules(objective, constraints, serial, promised)
-    kept, forbidden, own_s = _ruled_out(plans, rules)
+    rules = Rules(objective, constraints, serial, promised)
+    kept, forbidden, own_s = ruled_out(plans, rules)
     several = in_flight is not None and in_flight > 1  # the robot cannot end all of them
     ends_s = own_s if objective.kind == "latency" and not several else None
     priced = kept is not None and (price_hedges or objective.kind == "deadline")
@@ -218,19 +235,26 @@ class _Outlook:
         return latencies_s if self._ends_s is None else np.minimum(latencies_s, self._ends_s)
 
 
+def rule_of(objective: Objective) -> str:
+    """Return what a choice is the best by, in words, for an objective without a bound."""
+    if objective.quantile is not None:
+        return f"least predicted latency, p{objective.quantile * 100:g}"
+    return _RULES[objective.kind]
+
+
 def _unbounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
+    rule = rule_of(objective)
     if objective.kind == "energy":
-        return "least predicted energy", "J", outlook.energies_j
+        return rule, "J", outlook.energies_j
     if objective.kind == "rate":
         goodput = outlook.goodput_at(0.5)
         costs = outlook.plans.costs(
             goodput, outlook.rtt_s, outlook.queue_s, "rate", outlook.in_flight
         )
-        return "highest predicted rate", "s", costs
+        return rule, "s", costs
     if objective.quantile is not None:
-        rule = f"least predicted latency, p{objective.quantile * 100:g}"
         return rule, "s", outlook.latencies_at(1 - objective.quantile)
-    return "least predicted latency", "s", outlook.latencies_s
+    return rule, "s", outlook.latencies_s
 
 
 def _bounded(outlook: _Outlook, objective: Objective) -> Tuple[str, str, Array]:
@@ -256,7 +280,7 @@ def barred(plans: PreparedPlans, constraints: Constraints) -> Tuple[str, ...]:
     return _standing(plans, constraints)[0]
 
 
-class _Rules(NamedTuple):
+class Rules(NamedTuple):
     """What says that a choice may not be taken, whatever the link."""
 
     objective: Objective
@@ -274,11 +298,11 @@ _MOST_RULES = 64
 _known: "WeakKeyDictionary[PlansKey, Dict[Constraints, _Standing]]" = WeakKeyDictionary()
 """What constraints forbid, once for each pair of tables."""
 
-_masks: "WeakKeyDictionary[PreparedPlans, Dict[_Rules, _RuledOut]]" = WeakKeyDictionary()
+_masks: "WeakKeyDictionary[PreparedPlans, Dict[Rules, _RuledOut]]" = WeakKeyDictionary()
 """What all rules forbid, once for each pair of tables and what messages take."""
 
 
-def _ruled_out(plans: PreparedPlans, rules: _Rules) -> _RuledOut:
+def ruled_out(plans: PreparedPlans, rules: Rules) -> _RuledOut:
     """Return what rules say of every choice.
 
     That is, whether it keeps the promise, none where all do; whether it may not be taken; and

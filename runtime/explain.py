@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, List, Optional, Tuple
 
 import numpy as np
 
 from calibration.bounds import MARGIN, Bound, firm_limit_s, keeps
+from calibration.choosing import choose
 from calibration.objectives import DEADLINE_KEPT, Objective
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
@@ -120,18 +121,16 @@ def explain(situation: Situation) -> Explanation:
     assert plans is not None, "nothing to explain without plans"
     assert link is not None, "nothing to explain without a link"
     at = goodput_quantiles(link)
-    found = rank(
-        plans,
-        situation.objective,
-        at,
-        rtt_s=link.rtt_s,
-        queue_s=situation.queue_s,
-        constraints=situation.constraints,
-        serial=situation.serial,
-        in_flight=situation.in_flight,
-        promised=situation.promised,
-        price_hedges=True,
-    )
+    asked: Dict[str, Any] = {
+        "rtt_s": link.rtt_s,
+        "queue_s": situation.queue_s,
+        "constraints": situation.constraints,
+        "serial": situation.serial,
+        "in_flight": situation.in_flight,
+        "promised": situation.promised,
+    }
+    found = rank(plans, situation.objective, at, **asked, price_hedges=True)
+    found = replace(found, best=choose(plans, situation.objective, at, **asked).place)
     kept = keeps(plans, situation.objective) if situation.promised else None
     # At this goodput a serial choice's parts add up to its expected latency.
     mean_bps = 1.0 / float(np.mean([1.0 / at(part) for part in EXPECTED_AT]))
@@ -182,8 +181,8 @@ def _reason(found: Ranking, place: int, objective: Objective) -> str:
         return _out_of_bounds(objective, float(bounded[place]))
     best = float(found.costs[found.best]) if found.best is not None else 0.0
     more = cost - best
-    if more < 0 and best > 0:  # striped, and the choice is not
-        return f"{-100 * more / best:.1f}% less: a gain too small for stripes"
+    if more < 0 and best > 0:  # where it is striped and the choice is not, the gain may be larger
+        return f"{-100 * more / best:.1f}% less: a gain too small to tell"
     if more <= 0:
         return "as good; of equals the first is taken"
     part = f" (+{100 * more / best:.1f}%)" if best > 0 else ""

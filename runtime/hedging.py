@@ -37,8 +37,9 @@ def promise(
     if plans is None or prediction is None or decision.named:
         return None
     late_s: Optional[float] = None
-    if situation.link is not None and situation.link.goodput_bps:
+    link = situation.link
+    if situation.objective.kind == "latency" and link is not None and link.goodput_bps:
         choice = plans.choice(decision.cut, decision.plan)
-        low_bps = goodput_quantiles(situation.link)(LATE_AT)
-        late_s = choice.latency_s(low_bps, situation.link.rtt_s, situation.queue_s)
+        low_bps = goodput_quantiles(link)(LATE_AT)
+        late_s = choice.latency_s(low_bps, link.rtt_s, situation.queue_s)
     return bound_of(plans, prediction, situation.objective, late_s=late_s, in_flight=in_flight)

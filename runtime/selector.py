@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Callable, Dict, Optional
 
+from calibration.choosing import choose
 from calibration.plan_text import is_plan_text, parse_plan
 from calibration.predictor import Prediction
-from calibration.ranking import rank
 from engines.errors import ManifestError
 from engines.manifest import Manifest
 from engines.stripe_plans import BoundedPlan, Plan, bounded_of
@@ -64,7 +64,7 @@ class SplitRT:
         link, plans = situation.link, situation.plans
         assert link is not None
         assert plans is not None
-        found = rank(
+        found = choose(
             plans,
             situation.objective,
             goodput_quantiles(link),
@@ -75,9 +75,9 @@ class SplitRT:
             in_flight=situation.in_flight,
             promised=situation.promised,
         )
-        if found.best is None:
+        if found.place is None:
             return Decision(blind_cut(self._manifest), "nothing else is possible", None)
-        choice = plans.choices[found.best]
+        choice = plans.choices[found.place]
         prediction = plans.predict(
             choice.cut,
             choice.plan,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from calibration.choosing import AS_GOOD
 from calibration.objectives import Constraints, Objective, parse_objective
 from calibration.plan_tasks import CodecSpeed
 from calibration.prepared import PreparedPlans
@@ -170,7 +171,7 @@ def test_ours_is_never_predicted_worse_than_a_published_one_on_its_own_objective
         other_missed, other_cost = _badness(situation, name, objective, plans)
         assert missed <= other_missed, name
         if missed == other_missed:
-            assert cost <= other_cost * (1 + 1e-9), name
+            assert cost <= other_cost * (1 + AS_GOOD), name
 
 
 def _badness(

@@ -1,0 +1,144 @@
+"""Cells of links: where in them one choice is as good as any. Pure.
+
+Theory of operation:
+
+1. Links are divided into cells: the least and the most goodput to half octaves, the round trip and
+   the wait at the server to two octaves. Which cell a link is in depends on nothing else.
+2. What a choice costs is the largest of some sums, each linear in the seconds of a bit, the round
+   trip and the wait (``calibration.schedule``); its energy likewise.
+3. The one that is the nearest to the best at a few goodputs of a cell is taken on trial. Of every
+   rival that sum is picked which is the largest at one of them: the rival costs at least that on
+   every link. The one on trial costs as much as the largest of its own sums. The difference of two
+   sums is linear, so that the least of it between two goodputs is at a corner.
+4. What is as good as any at every goodput of a distribution is so by the mean over it too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from calibration.prepared import PreparedPlans
+from engines.tensors import Array
+
+__all__ = ["Cell", "as_good_in"]
+
+_PER_OCTAVE = 2
+"""Steps of goodput in an octave."""
+
+_FIRST_S = 2e-4
+_OCTAVES = 2
+"""Round trips and waits below the first are one step; from there on, so many octaves are."""
+
+_PARTS = 2
+"""Parts of a cell, by goodput, that are looked at each for itself."""
+
+
+class Cell(NamedTuple):
+    """Some links, as steps: see :meth:`of`."""
+
+    least: int
+    most: int
+    rtt: int
+    queue: int
+
+    @classmethod
+    def of(cls, least_bps: float, most_bps: float, rtt_s: float, queue_s: float) -> Cell:
+        """Return the cell of a link.
+
+        Args:
+            least_bps: Least goodput that it may have, in bits per second.
+            most_bps: Most goodput.
+            rtt_s: Round trip in seconds.
+            queue_s: Wait at the server in seconds.
+        """
+        return cls(
+            math.floor(_PER_OCTAVE * math.log2(least_bps)),
+            math.floor(_PER_OCTAVE * math.log2(most_bps)),
+            _step(rtt_s),
+            _step(queue_s),
+        )
+
+    def corners(self) -> Tuple[Array, Array]:
+        """Return its best and its worst link: each 1, seconds a bit, round trip and wait."""
+        best_bps, worst_bps = (2.0 ** (step / _PER_OCTAVE) for step in (self.most + 1, self.least))
+        (least_rtt_s, rtt_s), (least_queue_s, queue_s) = _span_s(self.rtt), _span_s(self.queue)
+        best = np.array([1.0, 1.0 / best_bps, least_rtt_s, least_queue_s])
+        return best, np.array([1.0, 1.0 / worst_bps, rtt_s, queue_s])
+
+
+def _step(seconds: float) -> int:
+    if seconds < _FIRST_S:
+        return 0
+    return 1 + math.floor(math.log2(seconds / _FIRST_S) / _OCTAVES)
+
+
+def _span_s(step: int) -> Tuple[float, float]:
+    most_s = _FIRST_S * 2.0 ** (_OCTAVES * step)
+    return most_s / 2.0**_OCTAVES if step else 0.0, most_s
+
+
+def as_good_in(
+    cell: Cell,
+    plans: PreparedPlans,
+    weights: Array,
+    *,
+    slack: float,
+    by_energy: bool = False,
+    ends_s: Optional[Array] = None,
+) -> Optional[int]:
+    """Return the place of a choice that is as good as any on all links of a cell.
+
+    None where none is found, though there may be one.
+
+    Args:
+        cell: The links.
+        plans: All choices.
+        weights: What the cost of every choice counts; infinite for what may not be taken.
+        slack: What costs more than the best by no more than this part of it is as good.
+        by_energy: Whether energy counts, and not latency.
+        ends_s: When the robot itself has the answer of every choice, which ends its latency; none
+            where it does not.
+    """
+    lines = plans.cost_lines(by_energy=by_energy)
+    low, high = cell.corners()
+    links = np.linspace(low, high, _PARTS + 1)
+    values = links @ lines
+    costs = np.maximum.reduceat(values, plans.starts, axis=1)
+    if ends_s is not None:
+        costs = np.minimum(costs, ends_s)
+    costs = costs * weights
+    least = costs.min(axis=1)
+    if not np.isfinite(least).all():
+        return None
+    regrets = (costs / least[:, None]).max(axis=0)
+    place = int(np.argmin(regrets))
+    if regrets[place] > 1 + slack:
+        return None
+    rivals = np.flatnonzero(np.isfinite(costs[0]))
+    enough = weights[rivals] * (1 + slack)
+    own = weights[place] * lines[:, plans.ways_of(place)]
+    # A row for seconds, bits, round trips and waits; then a rival each, and a sum of its own.
+    ahead = [
+        (lines[:, plans.largest_ways(some)[rivals]] * enough)[:, :, None] - own[:, None, :]
+        for some in values
+    ]
+    for part in range(_PARTS):
+        best, worst = links[part].copy(), links[part + 1].copy()
+        best[2:], worst[2:] = low[2:], high[2:]
+        if np.maximum(*(_least(ahead[i], best, worst) for i in (part, part + 1))).min() < 0:
+            return None
+        if ends_s is not None:
+            own_s = min(float((worst @ own).max()), float(ends_s[place] * weights[place]))
+            if (ends_s[rivals] * enough).min() < own_s:
+                return None
+    return place
+
+
+def _least(lines: Array, low: Array, high: Array) -> Array:
+    """Return the least value of each line between two corners."""
+    flat = lines.reshape(len(lines), -1)
+    least: Array = low @ np.maximum(flat, 0.0) + high @ np.minimum(flat, 0.0)
+    return least

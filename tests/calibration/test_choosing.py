@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calibration import choosing
+from calibration.choosing import AS_GOOD, choose
+from calibration.objectives import UNCONSTRAINED, Constraints, parse_objective
+from calibration.prepared import PreparedPlans
+from calibration.ranking import WORTHWHILE, rank
+from calibration.schedule import Handling
+from calibration.segment_times import SegmentTimes
+from runtime.explain import SpreadLink
+from tests.hand_tables import MODEL, PLANS, ROBOT, SERVER, Steps
+from tests.striped import Layer, chain
+
+STRIPED = chain(
+    [Layer(4000, 1, 2), Layer(2000, 2, 2), Layer(300, 4, 2)], whole=[1000, 10], input_row_bytes=600
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_tables() -> Iterator[None]:
+    with mock.patch.object(choosing, "_tables", type(choosing._tables)()):
+        yield
+
+
+def _steady(bps: float) -> SpreadLink:
+    return SpreadLink(bps, bps * 1.1)
+
+
+def test_what_is_settled_for_a_cell_is_not_ranked_again() -> None:
+    latency = parse_objective("latency")
+    with mock.patch.object(choosing, "rank", wraps=rank) as ranked:
+        for bps in (100e6, 110e6, 105e6):
+            assert choose(PLANS, latency, _steady(bps).quantile, rtt_s=0.0).place == 0
+        assert not ranked.called
+        # At 21 Mbps offloading and cut 4 change places.
+        for bps in (20e6, 21e6):
+            choose(PLANS, latency, _steady(bps).quantile, rtt_s=0.0)
+        assert ranked.call_count == 2
+
+
+@pytest.mark.parametrize("text", ["deadline=900ms", "deadline=50ms", "energy-budget=6J", "rate"])
+def test_objectives_with_bounds_are_always_ranked(text: str) -> None:
+    objective, link = parse_objective(text), _steady(100e6)
+    with mock.patch.object(choosing, "rank", wraps=rank) as ranked:
+        chosen = choose(PLANS, objective, link.quantile, rtt_s=0.0)
+        assert ranked.called
+    found = rank(PLANS, objective, link.quantile, rtt_s=0.0)
+    assert chosen == (found.best, found.rule)
+
+
+def test_other_rules_are_another_matter() -> None:
+    latency, at = parse_objective("latency"), _steady(1e9).quantile
+    bound = Constraints(keep_local=MODEL.cuts[3].id)
+    assert choose(PLANS, latency, at, rtt_s=0.0).place == 0
+    assert choose(PLANS, latency, at, rtt_s=0.0, constraints=bound).place == 3
+    assert choose(PLANS, latency, at, rtt_s=0.0).place == 0
+    # The robot's own answer ends what would be late, but for several at a time.
+    unsteady = Steps(1e6, 100e6, 0.2).quantile
+    assert choose(PLANS, latency, unsteady, rtt_s=0.0).place == 0
+    assert choose(PLANS, latency, unsteady, rtt_s=0.0, in_flight=2).place == 4
+
+
+def test_plans_with_other_times_are_another_matter() -> None:
+    quick = PreparedPlans(MODEL, SegmentTimes(tuple(s / 100 for s in ROBOT.segments_s)), SERVER)
+    latency, at = parse_objective("latency"), _steady(100e6).quantile
+    assert choose(PLANS, latency, at, rtt_s=0.0).place == 0
+    assert choose(quick, latency, at, rtt_s=0.0).place == len(MODEL.cuts) - 1
+
+
+def test_what_messages_take_counts() -> None:
+    plans = PreparedPlans(STRIPED, SegmentTimes((0.1,) * 5), SegmentTimes((0.03,) * 5))
+    latency, at = parse_objective("latency"), _steady(1.2e6).quantile
+    places = [
+        choose(some, latency, at, rtt_s=0.002).place
+        for some in (plans, plans.with_handling(Handling(0.1, 0.1)), plans)
+    ]
+    assert places[0] == places[2] != places[1]
+    assert (
+        places[1] == rank(plans.with_handling(Handling(0.1, 0.1)), latency, at, rtt_s=0.002).best
+    )
+
+
+def test_nothing_where_nothing_may_be_used() -> None:
+    bound = Constraints(keep_local=MODEL.cuts[3].id)
+    refusing = PreparedPlans(MODEL, ROBOT, SERVER)
+    with mock.patch.object(refusing, "local_s", 1e-9):  # no promise can be kept
+        at = _steady(1e9).quantile
+        found = rank(refusing, parse_objective("latency"), at, rtt_s=0.0, constraints=bound)
+        chosen = choose(refusing, parse_objective("latency"), at, rtt_s=0.0, constraints=bound)
+    assert chosen == (found.best, found.rule)
+
+
+def test_tables_do_not_grow_without_end() -> None:
+    energy = parse_objective("energy")
+    with (
+        mock.patch.object(choosing, "_MOST_CELLS", 3),
+        mock.patch.object(choosing, "_MOST_TABLES", 2),
+    ):
+        for percent in range(50, 60):
+            objective = parse_objective(f"latency:p{percent}")
+            choose(PLANS, objective, _steady(1e8).quantile, rtt_s=0.0)
+        for bps in np.geomspace(1e5, 1e9, 20):
+            choose(PLANS, energy, _steady(bps).quantile, rtt_s=0.0)
+        tables = choosing._tables[PLANS]
+        assert len(tables) <= 2
+        assert all(len(table) <= 3 for table in tables.values())
+
+
+LINKS = st.builds(
+    lambda bps, wide, rtt_s: SpreadLink(bps, bps * wide, rtt_s),
+    st.floats(1e5, 1e9),
+    st.floats(1.0, 5.0),
+    st.floats(0.0, 0.05),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    robot=st.lists(st.floats(1e-3, 0.5), min_size=5, max_size=5),
+    server=st.lists(st.floats(1e-4, 0.2), min_size=5, max_size=5),
+    links=st.lists(LINKS, min_size=1, max_size=8),
+    queue_s=st.floats(0.0, 0.05),
+    text=st.sampled_from(["latency", "latency:p95", "latency:p50", "energy"]),
+    serial=st.booleans(),
+    in_flight=st.sampled_from([None, 1, 3]),
+    promised=st.booleans(),
+)
+def test_it_is_the_best_or_as_good_and_the_same_whatever_came_before(
+    robot: list[float],
+    server: list[float],
+    links: list[SpreadLink],
+    queue_s: float,
+    text: str,
+    serial: bool,
+    in_flight: int | None,
+    promised: bool,
+) -> None:
+    plans = PreparedPlans(STRIPED, SegmentTimes(tuple(robot)), SegmentTimes(tuple(server)))
+    objective = parse_objective(text)
+    more = {"queue_s": queue_s, "constraints": UNCONSTRAINED, "serial": serial,
+            "in_flight": in_flight, "promised": promised}  # fmt: skip
+    first = []
+    for link in links:
+        found = rank(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+        chosen = choose(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+        first.append(chosen)
+        assert chosen.rule == found.rule
+        weighted = found.costs * np.where(plans.striped, 1.0, WORTHWHILE)
+        assert chosen.place is not None
+        assert weighted[chosen.place] <= weighted.min() * (1 + AS_GOOD) * (1 + 1e-9)
+    choosing._tables.clear()
+    again = [
+        choose(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+        for link in reversed(links)
+    ]
+    assert again[::-1] == first
