@@ -16,14 +16,14 @@ Theory of operation:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
 import numpy as np
 
 from calibration.prepared import PreparedPlans
 from engines.tensors import Array
 
-__all__ = ["Cell", "as_good_in"]
+__all__ = ["Cell", "as_good_in", "usual_cells"]
 
 _PER_OCTAVE = 2
 """Steps of goodput in an octave."""
@@ -31,6 +31,13 @@ _PER_OCTAVE = 2
 _FIRST_S = 2e-4
 _OCTAVES = 2
 """Round trips and waits below the first are one step; from there on, so many octaves are."""
+
+_USUAL_BPS = (2e6, 400e6)
+_USUAL_RTT_S = (5e-4, 5e-3)
+"""Links as robots have them, mostly, with a server that is not busy."""
+
+_USUAL_WIDTHS = 4
+"""Steps from the least goodput of a link to the most, at most so many: there it is known well."""
 
 _PARTS = 2
 """Parts of a cell, by goodput, that are looked at each for itself."""
@@ -78,6 +85,21 @@ def _step(seconds: float) -> int:
 def _span_s(step: int) -> Tuple[float, float]:
     most_s = _FIRST_S * 2.0 ** (_OCTAVES * step)
     return most_s / 2.0**_OCTAVES if step else 0.0, most_s
+
+
+def usual_cells(*, single: bool) -> Iterator[Cell]:
+    """Return the cells of links as robots have them, mostly.
+
+    Args:
+        single: Only those of links with one goodput.
+    """
+    (first, _, rtt, queue), (last, _, last_rtt, _) = (
+        Cell.of(bps, bps, rtt_s, 0.0) for bps, rtt_s in zip(_USUAL_BPS, _USUAL_RTT_S)
+    )
+    for least in range(first, last + 1):
+        for width in range(1 if single else _USUAL_WIDTHS):
+            for step in range(rtt, last_rtt + 1):
+                yield Cell(least, least + width, step, queue)
 
 
 def as_good_in(

@@ -20,16 +20,19 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from calibration.cells import Cell, as_good_in
-from calibration.objectives import UNCONSTRAINED, Constraints, Objective
+from calibration.cells import Cell, as_good_in, usual_cells
+from calibration.objectives import Objective
 from calibration.prepared import PreparedPlans
 from calibration.ranking import EXPECTED_AT, WORTHWHILE, GoodputAt, Rules, rank, rule_of, ruled_out
 
-__all__ = ["AS_GOOD", "Chosen", "choose"]
+__all__ = ["AS_GOOD", "BestTable", "Chosen", "best_table"]
 
 AS_GOOD = 0.005
 """A choice that costs so much more than the best, as a part, is as good: predictions are further
 off than that."""
+
+_LEAST_BPS, _MOST_BPS, _MOST_S = 1.0, 1e15, 1e5
+"""Links beyond these are no links, and in no cell."""
 
 _MOST_TABLES = 64
 """Rules that tables are kept of: each deadline that a caller gives is one."""
@@ -49,64 +52,106 @@ class Chosen(NamedTuple):
     rule: str
 
 
-def choose(
-    plans: PreparedPlans,
-    objective: Objective,
-    goodput_at: GoodputAt,
-    *,
-    rtt_s: float,
-    queue_s: float = 0.0,
-    constraints: Constraints = UNCONSTRAINED,
-    serial: bool = False,
-    in_flight: Optional[int] = None,
-    promised: bool = True,
-) -> Chosen:
-    """Return the best choice, or one that is as good: see :func:`calibration.ranking.rank`."""
-    if objective.kind in ("latency", "energy"):
-        rules = Rules(objective, constraints, serial, promised)
-        several = in_flight is not None and in_flight > 1
-        cell = Cell.of(*_goodputs(objective, goodput_at), rtt_s, queue_s)
-        table = _table(plans, rules, several=several)
-        if cell not in table:
-            if len(table) >= _MOST_CELLS:
-                table.clear()
-            table[cell] = _as_good(plans, rules, cell, several=several)
-        chosen = table[cell]
-        if chosen is not None:
-            return chosen
-    found = rank(
-        plans,
-        objective,
-        goodput_at,
-        rtt_s=rtt_s,
-        queue_s=queue_s,
-        constraints=constraints,
-        serial=serial,
-        in_flight=in_flight,
-        promised=promised,
-    )
-    return Chosen(found.best, found.rule)
+class BestTable:
+    """The best choice, or one that is as good, for any link. See :func:`best_table`.
+
+    Safe across threads: what two of them work out at a time is the same.
+
+    Args:
+        rules: What is to be best, and what may be taken.
+        in_flight: Inferences under way at a time; none where the caller does not say so.
+    """
+
+    def __init__(self, rules: Rules, in_flight: Optional[int]) -> None:
+        self.rules, self.in_flight = rules, in_flight
+        self._cells: Dict[Cell, Optional[Chosen]] = {}
+        self._has_cells = rules.objective.kind in ("latency", "energy")
+
+    def __repr__(self) -> str:
+        return f"<BestTable {self.rules.objective} {len(self._cells)} cells>"
+
+    def choose(
+        self, plans: PreparedPlans, goodput_at: GoodputAt, rtt_s: float, queue_s: float = 0.0
+    ) -> Chosen:
+        """Return the choice for a link; see :func:`calibration.ranking.rank`.
+
+        Args:
+            plans: All choices, those that this is the table of.
+            goodput_at: The goodput's quantiles.
+            rtt_s: Round trip in seconds.
+            queue_s: Expected wait at the server in seconds.
+        """
+        if self._has_cells:
+            least_bps, most_bps = _goodputs(self.rules.objective, goodput_at)
+            if least_bps >= _LEAST_BPS and most_bps <= _MOST_BPS and rtt_s + queue_s <= _MOST_S:
+                chosen = self._as_good(plans, Cell.of(least_bps, most_bps, rtt_s, queue_s))
+                if chosen is not None:
+                    return chosen
+        objective, constraints, serial, promised = self.rules
+        found = rank(
+            plans,
+            objective,
+            goodput_at,
+            rtt_s=rtt_s,
+            queue_s=queue_s,
+            constraints=constraints,
+            serial=serial,
+            in_flight=self.in_flight,
+            promised=promised,
+        )
+        return Chosen(found.best, found.rule)
+
+    def prepare(self, plans: PreparedPlans) -> None:
+        """Work out now what holds on usual links; takes some tens of milliseconds."""
+        if self._has_cells:
+            for cell in usual_cells(single=self.rules.objective.quantile is not None):
+                self._as_good(plans, cell)
+
+    def _as_good(self, plans: PreparedPlans, cell: Cell) -> Optional[Chosen]:
+        """Return what is as good as any in all of a cell; none where nothing is."""
+        cells = self._cells
+        if cell not in cells:
+            if len(cells) >= _MOST_CELLS:
+                cells = self._cells = {}
+            cells[cell] = self._worked_out(plans, cell)
+        return cells[cell]
+
+    def _worked_out(self, plans: PreparedPlans, cell: Cell) -> Optional[Chosen]:
+        objective = self.rules.objective
+        _, forbidden, own_s = ruled_out(plans, self.rules)
+        latency, several = objective.kind == "latency", (self.in_flight or 1) > 1
+        # Stripes have to be so much better than what is serial: see ``calibration.ranking``.
+        weights = np.where(plans.striped, 1.0, WORTHWHILE)
+        place = as_good_in(
+            cell,
+            plans,
+            np.where(forbidden, np.inf, weights),
+            slack=AS_GOOD,
+            by_energy=not latency,
+            ends_s=own_s if latency and not several else None,
+        )
+        return None if place is None else Chosen(place, rule_of(objective))
 
 
-_Table = Dict[Cell, Optional[Chosen]]
+_tables: "WeakKeyDictionary[PreparedPlans, Dict[Tuple[Rules, Optional[int]], BestTable]]" = (
+    WeakKeyDictionary()
+)
 
-_tables: "WeakKeyDictionary[PreparedPlans, Dict[Tuple[Rules, bool], _Table]]" = WeakKeyDictionary()
 
-
-def _table(plans: PreparedPlans, rules: Rules, *, several: bool) -> _Table:
-    """Return what is known of cells; the same for two threads, or one of them works it out again.
+def best_table(plans: PreparedPlans, rules: Rules, in_flight: Optional[int] = None) -> BestTable:
+    """Return the table of some plans and rules, the same one for as long as both are in use.
 
     Args:
         plans: All choices.
-        rules: What says which of them may be taken.
-        several: Whether several inferences are under way at a time.
+        rules: What is to be best, and what may be taken.
+        in_flight: Inferences under way at a time; none where the caller does not say so.
     """
     tables = _tables.setdefault(plans, {})
-    table = tables.get((rules, several))
+    table = tables.get((rules, in_flight))
     if table is None:
         if len(tables) >= _MOST_TABLES:
             tables.clear()
-        table = tables[rules, several] = {}
+        table = tables[rules, in_flight] = BestTable(rules, in_flight)
     return table
 
 
@@ -116,20 +161,3 @@ def _goodputs(objective: Objective, goodput_at: GoodputAt) -> Tuple[float, float
         goodput_bps = goodput_at(1 - objective.quantile)
         return goodput_bps, goodput_bps
     return goodput_at(EXPECTED_AT[0]), goodput_at(EXPECTED_AT[-1])
-
-
-def _as_good(plans: PreparedPlans, rules: Rules, cell: Cell, *, several: bool) -> Optional[Chosen]:
-    """Return what is as good as any in all of a cell; none where nothing is."""
-    _, forbidden, own_s = ruled_out(plans, rules)
-    latency = rules.objective.kind == "latency"
-    # Stripes have to be so much better than what is serial: see ``calibration.ranking``.
-    weights = np.where(plans.striped, 1.0, WORTHWHILE)
-    place = as_good_in(
-        cell,
-        plans,
-        np.where(forbidden, np.inf, weights),
-        slack=AS_GOOD,
-        by_energy=not latency,
-        ends_s=own_s if latency and not several else None,
-    )
-    return None if place is None else Chosen(place, rule_of(rules.objective))

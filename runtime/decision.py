@@ -12,7 +12,7 @@ from calibration.objectives import LATENCY, UNCONSTRAINED, Constraints, Objectiv
 from calibration.plan_text import plan_text
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
-from calibration.ranking import GoodputAt
+from calibration.ranking import GoodputAt, Rules
 from engines.manifest import Manifest
 from engines.stripe_plans import Plan, mode_of
 from runtime.link_state import LinkState
@@ -87,6 +87,11 @@ class Situation:
     true_bps: Optional[float] = None
     trouble: str = "no connection"
     promised: bool = True
+
+    @property
+    def rules(self) -> Rules:
+        """What a choice is judged by, whatever the link."""
+        return Rules(self.objective, self.constraints, self.serial, self.promised)
 
 
 @dataclass(frozen=True)

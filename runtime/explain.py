@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import numpy as np
 
 from calibration.bounds import MARGIN, Bound, firm_limit_s, keeps
-from calibration.choosing import choose
+from calibration.choosing import best_table
 from calibration.objectives import DEADLINE_KEPT, Objective
 from calibration.predictor import Prediction
 from calibration.prepared import PreparedPlans
@@ -121,16 +121,20 @@ def explain(situation: Situation) -> Explanation:
     assert plans is not None, "nothing to explain without plans"
     assert link is not None, "nothing to explain without a link"
     at = goodput_quantiles(link)
-    asked: Dict[str, Any] = {
-        "rtt_s": link.rtt_s,
-        "queue_s": situation.queue_s,
-        "constraints": situation.constraints,
-        "serial": situation.serial,
-        "in_flight": situation.in_flight,
-        "promised": situation.promised,
-    }
-    found = rank(plans, situation.objective, at, **asked, price_hedges=True)
-    found = replace(found, best=choose(plans, situation.objective, at, **asked).place)
+    found = rank(
+        plans,
+        situation.objective,
+        at,
+        rtt_s=link.rtt_s,
+        queue_s=situation.queue_s,
+        constraints=situation.constraints,
+        serial=situation.serial,
+        in_flight=situation.in_flight,
+        promised=situation.promised,
+        price_hedges=True,
+    )
+    table = best_table(plans, situation.rules, situation.in_flight)
+    found = replace(found, best=table.choose(plans, at, link.rtt_s, situation.queue_s).place)
     kept = keeps(plans, situation.objective) if situation.promised else None
     # At this goodput a serial choice's parts add up to its expected latency.
     mean_bps = 1.0 / float(np.mean([1.0 / at(part) for part in EXPECTED_AT]))

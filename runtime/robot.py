@@ -71,6 +71,7 @@ from runtime.selector import (
     Decision,
     Selector,
     Situation,
+    SplitRT,
     open_selector,
     parse_allowed,
     wants_server,
@@ -205,6 +206,7 @@ class Robot:
                 least_halo=allow_halo,
                 policy=self._policy,
                 usable=self._stripes.usable,
+                then=self._prepare_choosing,
             )
             if address is not None:
                 if self._table.codecs or self._policy.name != "auto":
@@ -449,6 +451,14 @@ class Robot:
         # What is learned in between makes the basis an old one.
         basis = self._basis(objective, in_flight)
         return basis, self._choose(self._selector, objective, in_flight)
+
+    def _prepare_choosing(self, plans: PreparedPlans) -> None:
+        """Work out what decisions rest on before there are any."""
+        if isinstance(self._selector, SplitRT):
+            promised = self._hedge and self._whole
+            self._selector.prepare(
+                Situation(plans, None, 0.0, self._objective, self._constraints, promised=promised)
+            )
 
     def _basis(self, objective: Objective, in_flight: Optional[int]) -> Basis:
         link = self.link

@@ -8,11 +8,12 @@ To add a selector: write a class with ``decide`` and add a line to ``SELECTORS``
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Callable, Dict, Optional
+from typing import Callable, Dict, Optional, Tuple
 
-from calibration.choosing import choose
+from calibration.choosing import BestTable, best_table
 from calibration.plan_text import is_plan_text, parse_plan
 from calibration.predictor import Prediction
+from calibration.prepared import PreparedPlans
 from engines.errors import ManifestError
 from engines.manifest import Manifest
 from engines.stripe_plans import BoundedPlan, Plan, bounded_of
@@ -55,6 +56,7 @@ class SplitRT:
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
+        self._last: Optional[Tuple[PreparedPlans, BestTable]] = None
 
     def decide(self, situation: Situation) -> Decision:
         """Choose the best."""
@@ -64,17 +66,8 @@ class SplitRT:
         link, plans = situation.link, situation.plans
         assert link is not None
         assert plans is not None
-        found = choose(
-            plans,
-            situation.objective,
-            goodput_quantiles(link),
-            rtt_s=link.rtt_s,
-            queue_s=situation.queue_s,
-            constraints=situation.constraints,
-            serial=situation.serial,
-            in_flight=situation.in_flight,
-            promised=situation.promised,
-        )
+        table = self._table(plans, situation)
+        found = table.choose(plans, goodput_quantiles(link), link.rtt_s, situation.queue_s)
         if found.place is None:
             return Decision(blind_cut(self._manifest), "nothing else is possible", None)
         choice = plans.choices[found.place]
@@ -88,6 +81,29 @@ class SplitRT:
             coding=choice.coding,
         )
         return Decision(choice.cut, found.rule, prediction, choice.plan)
+
+    def prepare(self, situation: Situation) -> None:
+        """Work out beforehand what decisions in situations like this one rest on."""
+        if situation.plans is not None:
+            self._table(situation.plans, situation).prepare(situation.plans)
+
+    def _table(self, plans: PreparedPlans, situation: Situation) -> BestTable:
+        """Return the table for a situation: most often, that of the last one."""
+        if self._last is not None:
+            of, table = self._last
+            objective, constraints, serial, promised = table.rules
+            if (
+                of is plans
+                and objective is situation.objective
+                and constraints is situation.constraints
+                and serial == situation.serial
+                and promised == situation.promised
+                and table.in_flight == situation.in_flight
+            ):
+                return table
+        table = best_table(plans, situation.rules, situation.in_flight)
+        self._last = plans, table
+        return table
 
 
 class Oracle:

@@ -135,6 +135,7 @@ class Preparer:
         least_halo: See :func:`prepare_plans`.
         usable: See :func:`prepare_plans`.
         policy: The same.
+        then: Told of all plans before anybody else is.
     """
 
     def __init__(
@@ -146,7 +147,9 @@ class Preparer:
         least_halo: Optional[int] = None,
         usable: Callable[[Plan], bool] = lambda _: True,
         policy: CodecPolicy = AUTO,
+        then: Callable[[PreparedPlans], None] = lambda _: None,
     ) -> None:
+        self._then = then
         self._policy = policy
         self._manifest = manifest
         self._robot = robot
@@ -193,6 +196,8 @@ class Preparer:
                 usable=self._usable,
                 policy=self._policy,
             )
+            if plans is not None:
+                self._then(plans)
         finally:
             with self._lock:
                 self._server, self._plans, self._thread = server, plans, None

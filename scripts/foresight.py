@@ -19,8 +19,8 @@ from estimator_sim import Trace
 from rich.console import Console
 from rich.table import Table
 from robot_end import trace_of
-from trace_runs import local_s, stations
-from trace_table import BUILD, NAMES, TRACES, traces_of
+from trace_options import BUILD, NAMES, trace_options, traces_of
+from trace_runs import DEADLINE_BY_LOCAL, local_s, stations
 from workloads.bundles import replayed
 
 from calibration.objectives import LATENCY
@@ -76,13 +76,7 @@ def foresight(
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[WORKLOAD]...", type=click.Choice(NAMES))
-@click.option("--testbed", help="Folder with profiles and traces; default $SPLITRT_TESTBED.")
-@click.option(
-    "--trace", "traces", multiple=True, type=click.Choice(TRACES), help="Both by default."
-)
-@click.option("--from", "begin_s", default=100.0, show_default=True, help="Where in it, s.")
-@click.option("--count", default=300, show_default=True, help="Inferences of each.")
+@trace_options
 def main(
     names: Sequence[str], testbed: str | None, traces: Sequence[str], begin_s: float, count: int
 ) -> None:
@@ -94,8 +88,8 @@ def main(
         made = replayed(name, BUILD, testbed)
         robot, server = stations(made)
         plans = prepared((made.bundle, robot.backend), (made.bundle, server.backend))
-        every_s = 1.25 * local_s(made)
-        for path in traces_of(testbed, traces or TRACES):
+        every_s = DEADLINE_BY_LOCAL * local_s(made)
+        for path in traces_of(testbed, traces):
             starts_s = [PAST_S + every_s * number for number in range(count)]
             found = foresight(plans, trace_of(path, begin_s), starts_s)
             oracle, present, past = (statistics.fmean(found[k]) for k in found)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "Outcome",
     "Run",
     "follow",
+    "joined",
     "local_s",
     "objective_of",
     "replay_all",
@@ -110,6 +111,24 @@ class Outcome:
         """Return a quantile of the latencies: the least that so large a part does not exceed."""
         ordered = sorted(self.latencies_s)
         return ordered[max(math.ceil(part * len(ordered)) - 1, 0)]
+
+
+def joined(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return one outcome of several of the same run, as if they had been one after another."""
+    first = outcomes[0]
+    count = len(outcomes)
+    kept = [outcome.kept for outcome in outcomes if outcome.kept is not None]
+    return replace(
+        first,
+        latencies_s=tuple(value for outcome in outcomes for value in outcome.latencies_s),
+        energies_j=tuple(value for outcome in outcomes for value in outcome.energies_j),
+        parts={by: sum(o.parts[by] for o in outcomes) / count for by in first.parts},
+        kept=statistics.fmean(kept) if kept else None,
+        wrong=sum(outcome.wrong for outcome in outcomes),
+        goodput_bps=statistics.fmean(outcome.goodput_bps for outcome in outcomes),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+        records=tuple(record for outcome in outcomes for record in outcome.records),
+    )
 
 
 def stations(made: Replayed) -> tuple[Station, Station]:

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from server_load import load_line
 from shaped_link import shaped_link
-from trace_runs import Outcome, Run, objective_of, replay_all
-from workloads import WORKLOADS
+from trace_options import BUILD, NAMES, trace_options, traces_of
+from trace_runs import Outcome, Run, joined, objective_of, replay_all
 from workloads.bundles import replayed
 
 from engines.errors import SplitError
@@ -37,11 +37,8 @@ from runtime.selector import selector_names
 
 __all__ = ["SELECTORS", "checks", "table_of"]
 
-BUILD = Path(__file__).resolve().parent.parent / "build"
-NAMES = tuple(name for name, workload in WORKLOADS.items() if workload.profile)
 SELECTORS = (*selector_names(replay=True),)
 OWN, ORACLE, ALONE = "splitrt", "oracle", "local"
-TRACES = ("indoors", "outdoors")
 
 NEAR_ORACLE = 1.05
 """``splitrt``'s mean over the oracle's."""
@@ -100,7 +97,7 @@ def _kept(key: tuple[str, str, str], some: dict[str, Outcome]) -> list[Row]:
     rows = [Row("traces", what, kept, "", text, kept / KEPT, f"at least {KEPT}", kept >= KEPT)]
     if ALONE in some:
         alone = some[ALONE]
-        rows.append(_row(what, own.mean_j, "J", "energy of the robot alone", alone.mean_j, 1.0))
+        rows.append(_row(what, own.mean_j, "J", "energy of the robot alone", alone.mean_j, BEHIND))
     return rows
 
 
@@ -174,22 +171,6 @@ def keep(outcomes: Sequence[Outcome], file: TextIO) -> None:
             file.write(json.dumps({**belongs, **record}) + "\n")
 
 
-def traces_of(testbed: str | None, names: Sequence[str]) -> list[Path]:
-    """Return the files of traces.
-
-    Raises:
-        click.UsageError: They are not there.
-    """
-    folder = testbed or os.environ.get("SPLITRT_TESTBED")
-    if not folder:
-        raise click.UsageError("name the testbed's folder (--testbed), or set SPLITRT_TESTBED")
-    paths = [Path(folder) / "traces" / f"{name}_10hz.csv" for name in names]
-    missing = [str(path) for path in paths if not path.exists()]
-    if missing:
-        raise click.UsageError(f"no trace at {', '.join(missing)}")
-    return paths
-
-
 def _every_s(text: str) -> float | None:
     if text == "local":
         return None
@@ -200,9 +181,17 @@ def _every_s(text: str) -> float | None:
 
 
 def measure(
-    runs: Sequence[Run], made: dict[str, Any], jobs: int, console: Console
+    runs: Sequence[Run], made: dict[str, Any], jobs: int, console: Console, *, rounds: int = 1
 ) -> tuple[list[Outcome], list[Row]]:
-    """Carry out runs, telling how far it is; returns what they gave, and the checks."""
+    """Carry out runs, telling how far it is; returns what they gave, and the checks.
+
+    Args:
+        runs: What to carry out.
+        made: The workloads by name.
+        jobs: Runs at a time.
+        console: Where to.
+        rounds: How often all of them are carried out, in turn; a run's rounds count as one.
+    """
     lock = threading.Lock()
     count = [0]
 
@@ -211,13 +200,14 @@ def measure(
             count[0] += 1
             run = outcome.run
             print(
-                f"{count[0]}/{len(runs)} {run.workload} {run.trace.stem} {outcome.objective} "
-                f"{run.selector}: {outcome.mean_s * 1e3:.1f} ms",
+                f"{count[0]}/{len(runs) * rounds} {run.workload} {run.trace.stem} "
+                f"{outcome.objective} {run.selector}: {outcome.mean_s * 1e3:.1f} ms",
                 file=sys.stderr,
                 flush=True,
             )
 
-    outcomes = replay_all(runs, made, jobs=jobs, done=tell)
+    every = [replay_all(runs, made, jobs=jobs, done=tell) for _ in range(rounds)]
+    outcomes = [joined(same) for same in zip(*every, strict=True)]
     rows = checks(outcomes)
     console.print(table_of(outcomes))
     show_checks(console, rows)
@@ -231,13 +221,7 @@ def measure(
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[WORKLOAD]...", type=click.Choice(NAMES))
-@click.option("--testbed", help="Folder with profiles and traces; default $SPLITRT_TESTBED.")
-@click.option(
-    "--trace", "traces", multiple=True, type=click.Choice(TRACES), help="Both by default."
-)
-@click.option("--from", "begin_s", default=100.0, show_default=True, help="Where in it, s.")
-@click.option("--count", default=300, show_default=True, help="Inferences of each.")
+@trace_options
 @click.option(
     "--every", metavar="MS|local", default="0", show_default=True,
     help="Begin one every so many ms; local: 1.25 x what the robot alone takes; 0: back to back.",
@@ -249,6 +233,10 @@ def measure(
 @click.option("--selector", "selectors", multiple=True, type=click.Choice(SELECTORS))
 @click.option("--hedge/--no-hedge", default=True, help="Whether robots keep their promise.")
 @click.option("--jobs", default=1, show_default=True, help="Runs at a time.")
+@click.option(
+    "--rounds", default=1, show_default=True, type=click.IntRange(1),
+    help="How often each; all take turns, so that a drift of the machine is not one selector's.",
+)  # fmt: skip
 @click.option("--load", "load", type=int, help="Show what N busy clients of the server change.")
 @click.option("--rate", "rate_mbps", default=93.0, show_default=True, help="Of the link, --load.")
 @click.option("--records", type=click.File("w"), help="File for every inference, a line each.")
@@ -265,6 +253,7 @@ def main(  # noqa: PLR0913 (one argument an option)
     selectors: Sequence[str],
     hedge: bool,  # noqa: FBT001 (click passes it)
     jobs: int,
+    rounds: int,
     load: int | None,
     rate_mbps: float,
     records: TextIO | None,
@@ -278,7 +267,7 @@ def main(  # noqa: PLR0913 (one argument an option)
         for objective in objectives:
             objective_of(objective, 1.0)  # a wrong one is told before anything is run
         every_s = _every_s(every)
-        paths = traces_of(testbed, traces or TRACES)
+        paths = traces_of(testbed, traces)
         made = {name: replayed(name, BUILD, testbed) for name in names or NAMES}
         if load is not None:
             told, rows = load_line(made, load, rate_mbps, console)
@@ -294,7 +283,7 @@ def main(  # noqa: PLR0913 (one argument an option)
                 for objective in objectives
                 for selector in selectors or SELECTORS
             ]
-            outcomes, rows = measure(runs, made, jobs, console)
+            outcomes, rows = measure(runs, made, jobs, console, rounds=rounds)
             told = [as_json(outcome) for outcome in outcomes]
             if records is not None:
                 keep(outcomes, records)

@@ -7,8 +7,9 @@ import sys
 
 from benches.row import Row
 from rich.console import Console
+from trace_options import BUILD, traces_of
 from trace_runs import Run
-from trace_table import BUILD, SELECTORS, TRACES, measure, traces_of
+from trace_table import SELECTORS, measure
 from workloads.bundles import replayed
 from workloads.profiles import TESTBED
 
@@ -26,7 +27,7 @@ def run() -> list[Row]:
     made = {name: replayed(name, BUILD) for name in names}
     runs = [
         Run(name, "latency", selector, path, BEGIN_S, COUNT, None)
-        for path in traces_of(None, TRACES)
+        for path in traces_of(None, ())
         for name in names
         for selector in SELECTORS
     ]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from unittest import mock
 
@@ -9,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration import choosing
-from calibration.choosing import AS_GOOD, choose
-from calibration.objectives import UNCONSTRAINED, Constraints, parse_objective
+from calibration.cells import as_good_in
+from calibration.choosing import AS_GOOD, Chosen, best_table
+from calibration.objectives import UNCONSTRAINED, Constraints, Objective, parse_objective
 from calibration.prepared import PreparedPlans
-from calibration.ranking import WORTHWHILE, rank
+from calibration.ranking import WORTHWHILE, GoodputAt, Rules, rank
 from calibration.schedule import Handling
 from calibration.segment_times import SegmentTimes
 from runtime.explain import SpreadLink
@@ -28,6 +31,22 @@ STRIPED = chain(
 def _no_tables() -> Iterator[None]:
     with mock.patch.object(choosing, "_tables", type(choosing._tables)()):
         yield
+
+
+def choose(
+    plans: PreparedPlans,
+    objective: Objective,
+    goodput_at: GoodputAt,
+    *,
+    rtt_s: float,
+    queue_s: float = 0.0,
+    constraints: Constraints = UNCONSTRAINED,
+    serial: bool = False,
+    in_flight: int | None = None,
+    promised: bool = True,
+) -> Chosen:
+    table = best_table(plans, Rules(objective, constraints, serial, promised), in_flight)
+    return table.choose(plans, goodput_at, rtt_s, queue_s)
 
 
 def _steady(bps: float) -> SpreadLink:
@@ -111,7 +130,41 @@ def test_tables_do_not_grow_without_end() -> None:
             choose(PLANS, energy, _steady(bps).quantile, rtt_s=0.0)
         tables = choosing._tables[PLANS]
         assert len(tables) <= 2
-        assert all(len(table) <= 3 for table in tables.values())
+        assert all(len(table._cells) <= 3 for table in tables.values())
+
+
+@pytest.mark.parametrize("text", ["latency", "latency:p95", "energy", "rate"])
+def test_what_is_prepared_is_not_worked_out_again(text: str) -> None:
+    rules = Rules(parse_objective(text), UNCONSTRAINED, False, True)
+    table = best_table(PLANS, rules)
+    table.prepare(PLANS)
+    assert table is best_table(PLANS, rules)
+    with mock.patch.object(choosing, "as_good_in", wraps=as_good_in) as worked_out:
+        for bps in np.geomspace(3e6, 200e6, 30):
+            table.choose(PLANS, _steady(bps).quantile, 0.002)
+        assert not worked_out.called
+        table.choose(PLANS, _steady(1e4).quantile, 0.002)
+        assert worked_out.called == (text != "rate")
+
+
+@pytest.mark.parametrize(
+    ("bps", "rtt_s", "queue_s"),
+    [(1e-300, 0.0, 0.0), (1e300, 0.0, 0.0), (1e8, 1e300, 0.0), (1e8, 0.0, 1e300)],
+)
+def test_links_that_are_none_are_ranked(bps: float, rtt_s: float, queue_s: float) -> None:
+    energy = parse_objective("energy")
+    chosen = choose(PLANS, energy, lambda _: bps, rtt_s=rtt_s, queue_s=queue_s)
+    found = rank(PLANS, energy, lambda _: bps, rtt_s=rtt_s, queue_s=queue_s)
+    assert chosen == (found.best, found.rule)
+
+
+def test_plans_that_nobody_uses_are_let_go() -> None:
+    plans = PreparedPlans(MODEL, ROBOT, SERVER)
+    best_table(plans, Rules(parse_objective("energy"), UNCONSTRAINED, False, True)).prepare(plans)
+    kept = weakref.ref(plans)
+    del plans
+    gc.collect()
+    assert kept() is None
 
 
 LINKS = st.builds(

@@ -15,7 +15,7 @@ from engines.errors import ManifestError, SplitError
 from runtime import Robot, Server
 from runtime.cli import main
 from runtime.recording import read_run
-from runtime.selector import selector_names
+from runtime.selector import SplitRT, selector_names
 from tests.runtime.helpers import address, assert_right
 
 Tensors = dict[str, np.ndarray]
@@ -45,6 +45,24 @@ def test_a_result_carries_its_decision_and_the_situation(
     assert situation.plans is not None
     assert situation.link is not None
     assert result.record()["objective"] == "energy"
+
+
+def test_what_decisions_rest_on_is_worked_out_before_the_first(
+    toy: Bundle, server: Server, inputs: Tensors
+) -> None:
+    bound = Constraints(lossless=True)
+    with Robot(
+        toy, server=address(server), objective="energy", constraints=bound, hedge=False, threads=1
+    ) as robot:
+        selector = robot._selector
+        assert isinstance(selector, SplitRT)
+        assert selector._last is not None
+        _, table = selector._last
+        result = robot.infer(inputs)
+    assert result.decision is not None
+    assert result.decision.situation is not None
+    assert table.rules == result.decision.situation.rules
+    assert len(table._cells) > 100
 
 
 def test_a_deadline_can_be_given_with_each_call(

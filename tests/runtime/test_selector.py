@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from calibration.objectives import parse_objective
+from calibration.objectives import Constraints, parse_objective
 from calibration.plan_text import plan_text
 from calibration.prepared import PreparedPlans
 from calibration.segment_times import SegmentTimes
@@ -14,6 +16,7 @@ from runtime.selector import (
     SELECTORS,
     Decision,
     Situation,
+    SplitRT,
     open_selector,
     plan_named,
     selector_names,
@@ -96,6 +99,33 @@ def test_deciding_is_pure() -> None:
     first = selector.decide(_situation(5e6))
     selector.decide(_situation(1e9))
     assert selector.decide(_situation(5e6)) == first
+
+
+def test_what_came_before_changes_nothing() -> None:
+    other_plans = PreparedPlans(MODEL, PLANS.robot, PLANS.robot)
+    first = replace(_situation(100e6), constraints=Constraints(keep_local=MODEL.cuts[1].id))
+    others = [
+        first,
+        replace(first, constraints=Constraints()),
+        replace(first, constraints=Constraints(lossless=True)),
+        replace(first, objective=parse_objective("energy")),
+        replace(first, objective=parse_objective("deadline=2s")),
+        replace(first, plans=other_plans),
+        replace(first, in_flight=3),
+        replace(first, promised=False),
+        replace(first, serial=True),
+        replace(first, link=KnownLink(0.1e6)),
+    ]
+    selector = open_selector("splitrt", MODEL)
+    assert isinstance(selector, SplitRT)
+    for situation in (*others, *reversed(others)):
+        fresh = open_selector("splitrt", MODEL).decide(situation)
+        assert selector.decide(situation) == fresh
+        assert selector._last is not None
+        plans, table = selector._last
+        assert plans is situation.plans
+        assert (table.rules, table.in_flight) == (situation.rules, situation.in_flight)
+    assert len({selector.decide(situation).cut for situation in others}) > 2
 
 
 @pytest.mark.parametrize("name", ["", "fastest", "ffffffff", "AUTO"])

@@ -134,6 +134,20 @@ def test_plans_can_be_prepared_at_once(toy: Bundle) -> None:
     preparer.close()
 
 
+def test_plans_are_told_of_before_they_are_used(toy: Bundle) -> None:
+    told: list[PreparedPlans] = []
+
+    def then(plans: PreparedPlans) -> None:
+        assert preparer.plans(_wire(0.01)) is None
+        told.append(plans)
+
+    preparer = Preparer(toy.manifest, _wire(0.1), StatePower(), then=then)
+    preparer.prepare(Table(segments_s=(0.1,), device="test"))
+    assert not told
+    assert [_eventually_plans(preparer, _wire(0.01))] == told
+    preparer.close()
+
+
 def test_a_table_of_another_bundle_gives_no_plans(toy: Bundle) -> None:
     preparer = Preparer(toy.manifest, _wire(0.1), StatePower())
     other = Table(segments_s=(0.1,), device="test")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from estimator_sim import Trace
 from rich.console import Console
 from robot_end import LEAST_MBPS, TraceOracle, trace_of
-from trace_runs import Outcome, Run, objective_of
+from trace_runs import Outcome, Run, joined, objective_of
 from trace_table import as_json, checks, table_of
 
 from runtime.decision import KnownLink, Situation
@@ -101,6 +101,37 @@ def test_quantiles_are_of_the_sample() -> None:
     found = outcome("splitrt", 50, slowest_ms=80)
     assert found.quantile_s(0.9) == pytest.approx(0.05)
     assert found.quantile_s(0.91) == found.quantile_s(0.99) == pytest.approx(0.08)
+
+
+def test_rounds_count_as_one_run() -> None:
+    one = outcome("splitrt", 40, joules=1.0, kept=1.0)
+    other = replace(
+        outcome("splitrt", 60, joules=2.0, kept=0.5, wrong=1),
+        parts={"remote": 0.0, "local": 1.0, "fallback": 0.0, "hedged": 0.5},
+        goodput_bps=40e6,
+    )
+    both = joined([one, other])
+    assert (len(both.latencies_s), both.mean_s, both.mean_j) == (200, pytest.approx(0.05), 1.5)
+    assert both.parts == {"remote": 0.5, "local": 0.5, "fallback": 0.0, "hedged": 0.25}
+    assert (both.kept, both.wrong, both.goodput_bps, both.seconds) == (0.75, 1, 60e6, 20.0)
+    assert joined([outcome("splitrt", 40)]) == outcome("splitrt", 40)
+
+
+def test_in_each_round_all_take_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def replay_all(runs: list[Run], _: object, **__: object) -> list[Outcome]:
+        order.extend(run.selector for run in runs)
+        return [outcome(run.selector, 10 * len(order)) for run in runs]
+
+    monkeypatch.setattr(trace_table, "replay_all", replay_all)
+    runs = [outcome(name, 1).run for name in ("splitrt", "dads")]
+    found, _ = trace_table.measure(runs, {}, 1, Console(quiet=True), rounds=2)
+    assert order == ["splitrt", "dads"] * 2
+    assert [(one.run.selector, one.mean_s) for one in found] == [
+        ("splitrt", pytest.approx(0.03)),
+        ("dads", pytest.approx(0.03)),
+    ]
 
 
 def test_its_table_and_its_json() -> None:
