@@ -6,11 +6,13 @@ Theory of operation:
    the wait at the server to two octaves. Which cell a link is in depends on nothing else.
 2. What a choice costs is the largest of some sums, each linear in the seconds of a bit, the round
    trip and the wait (``calibration.schedule``); its energy likewise.
-3. The one that is the nearest to the best at a few goodputs of a cell is taken on trial. Of every
+3. The one that is the nearest to the best at a few links of a cell is taken on trial. Of every
    rival that sum is picked which is the largest at one of them: the rival costs at least that on
    every link. The one on trial costs as much as the largest of its own sums. The difference of two
-   sums is linear, so that the least of it between two goodputs is at a corner.
-4. What is as good as any at every goodput of a distribution is so by the mean over it too.
+   sums is linear, so that the least of it is at a corner of the cell, or of a part of it.
+4. Where the robot's own answer ends what would be late, a cost is the less of two. The less of two
+   is less than that of a rival if both are.
+5. What is as good as any at every goodput of a distribution is so by the mean over it too.
 """
 
 from __future__ import annotations
@@ -30,14 +32,14 @@ _PER_OCTAVE = 2
 
 _FIRST_S = 2e-4
 _OCTAVES = 2
-"""Round trips and waits below the first are one step; from there on, so many octaves are."""
+"""Round trips and waits below the first are one step; from there on, so many octaves are one."""
 
 _USUAL_BPS = (2e6, 400e6)
 _USUAL_RTT_S = (5e-4, 5e-3)
 """Links as robots have them, mostly, with a server that is not busy."""
 
 _USUAL_WIDTHS = 4
-"""Steps from the least goodput of a link to the most, at most so many: there it is known well."""
+"""Steps that the goodputs of a link reach over, at most so many: it is known well there."""
 
 _PARTS = 2
 """Parts of a cell, by goodput, that are looked at each for itself."""
@@ -106,6 +108,7 @@ def as_good_in(
     cell: Cell,
     plans: PreparedPlans,
     weights: Array,
+    allowed: Array,
     *,
     slack: float,
     by_energy: bool = False,
@@ -118,8 +121,9 @@ def as_good_in(
     Args:
         cell: The links.
         plans: All choices.
-        weights: What the cost of every choice counts; infinite for what may not be taken.
-        slack: What costs more than the best by no more than this part of it is as good.
+        weights: What the cost of every choice counts, above 0.
+        allowed: Whether a choice may be taken.
+        slack: What counts more than the best by no more than this part of it is as good.
         by_energy: Whether energy counts, and not latency.
         ends_s: When the robot itself has the answer of every choice, which ends its latency; none
             where it does not.
@@ -131,15 +135,19 @@ def as_good_in(
     costs = np.maximum.reduceat(values, plans.starts, axis=1)
     if ends_s is not None:
         costs = np.minimum(costs, ends_s)
-    costs = costs * weights
+    costs = np.where(allowed, costs * weights, np.inf)
     least = costs.min(axis=1)
-    if not np.isfinite(least).all():
+    if not (np.isfinite(least).all() and (least > 0).all()):
         return None
     regrets = (costs / least[:, None]).max(axis=0)
     place = int(np.argmin(regrets))
     if regrets[place] > 1 + slack:
         return None
-    rivals = np.flatnonzero(np.isfinite(costs[0]))
+    is_rival = np.isfinite(costs[0])
+    is_rival[place] = False
+    rivals = np.flatnonzero(is_rival)
+    if not len(rivals):
+        return place
     enough = weights[rivals] * (1 + slack)
     own = weights[place] * lines[:, plans.ways_of(place)]
     # A row for seconds, bits, round trips and waits; then a rival each, and a sum of its own.

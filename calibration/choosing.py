@@ -10,7 +10,8 @@ As good is what costs no more than the best by a part that no prediction can tel
 depends on the situation alone, whatever came before it, and is the best but for that part.
 
 Only objectives ``latency``, with a quantile or without, and ``energy`` have such tables: what the
-others judge by is more than one sum.
+others judge by is more than one sum. Nor have plans for which it was learned what messages take,
+as that changes with every striped inference.
 """
 
 from __future__ import annotations
@@ -24,18 +25,19 @@ from calibration.cells import Cell, as_good_in, usual_cells
 from calibration.objectives import Objective
 from calibration.prepared import PreparedPlans
 from calibration.ranking import EXPECTED_AT, WORTHWHILE, GoodputAt, Rules, rank, rule_of, ruled_out
+from calibration.schedule import NO_HANDLING
 
 __all__ = ["AS_GOOD", "BestTable", "Chosen", "best_table"]
 
 AS_GOOD = 0.005
 """A choice that costs so much more than the best, as a part, is as good: predictions are further
-off than that."""
+off than that. So a striped plan is taken from 0.975 to 0.985 times the best serial choice on."""
 
 _LEAST_BPS, _MOST_BPS, _MOST_S = 1.0, 1e15, 1e5
 """Links beyond these are no links, and in no cell."""
 
 _MOST_TABLES = 64
-"""Rules that tables are kept of: each deadline that a caller gives is one."""
+"""Rules that tables are kept of: each quantile that a caller gives is one."""
 
 _MOST_CELLS = 4096
 
@@ -59,19 +61,26 @@ class BestTable:
 
     Args:
         rules: What is to be best, and what may be taken.
-        in_flight: Inferences under way at a time; none where the caller does not say so.
+        several: Whether several inferences are under way at a time.
+        cells: Whether there is a table; else all choices are ranked.
     """
 
-    def __init__(self, rules: Rules, in_flight: Optional[int]) -> None:
-        self.rules, self.in_flight = rules, in_flight
+    def __init__(self, rules: Rules, *, several: bool, cells: bool = True) -> None:
+        self.rules, self.several = rules, several
+        self._has_cells = cells
         self._cells: Dict[Cell, Optional[Chosen]] = {}
-        self._has_cells = rules.objective.kind in ("latency", "energy")
 
     def __repr__(self) -> str:
         return f"<BestTable {self.rules.objective} {len(self._cells)} cells>"
 
     def choose(
-        self, plans: PreparedPlans, goodput_at: GoodputAt, rtt_s: float, queue_s: float = 0.0
+        self,
+        plans: PreparedPlans,
+        goodput_at: GoodputAt,
+        *,
+        rtt_s: float,
+        queue_s: float = 0.0,
+        in_flight: Optional[int] = None,
     ) -> Chosen:
         """Return the choice for a link; see :func:`calibration.ranking.rank`.
 
@@ -80,6 +89,7 @@ class BestTable:
             goodput_at: The goodput's quantiles.
             rtt_s: Round trip in seconds.
             queue_s: Expected wait at the server in seconds.
+            in_flight: Inferences under way at a time, where the caller says so.
         """
         if self._has_cells:
             least_bps, most_bps = _goodputs(self.rules.objective, goodput_at)
@@ -96,7 +106,7 @@ class BestTable:
             queue_s=queue_s,
             constraints=constraints,
             serial=serial,
-            in_flight=self.in_flight,
+            in_flight=in_flight,
             promised=promised,
         )
         return Chosen(found.best, found.rule)
@@ -119,39 +129,46 @@ class BestTable:
     def _worked_out(self, plans: PreparedPlans, cell: Cell) -> Optional[Chosen]:
         objective = self.rules.objective
         _, forbidden, own_s = ruled_out(plans, self.rules)
-        latency, several = objective.kind == "latency", (self.in_flight or 1) > 1
-        # Stripes have to be so much better than what is serial: see ``calibration.ranking``.
-        weights = np.where(plans.striped, 1.0, WORTHWHILE)
+        latency = objective.kind == "latency"
         place = as_good_in(
             cell,
             plans,
-            np.where(forbidden, np.inf, weights),
+            # Stripes have to be so much better than what is serial: see ``calibration.ranking``.
+            np.where(plans.striped, 1.0, WORTHWHILE),
+            ~forbidden,
             slack=AS_GOOD,
             by_energy=not latency,
-            ends_s=own_s if latency and not several else None,
+            ends_s=own_s if latency and not self.several else None,
         )
         return None if place is None else Chosen(place, rule_of(objective))
 
 
-_tables: "WeakKeyDictionary[PreparedPlans, Dict[Tuple[Rules, Optional[int]], BestTable]]" = (
+_tables: "WeakKeyDictionary[PreparedPlans, Dict[Tuple[Rules, bool], BestTable]]" = (
     WeakKeyDictionary()
 )
 
 
-def best_table(plans: PreparedPlans, rules: Rules, in_flight: Optional[int] = None) -> BestTable:
-    """Return the table of some plans and rules, the same one for as long as both are in use.
+def best_table(
+    plans: PreparedPlans, rules: Rules, in_flight: Optional[int] = None, *, exact: bool = False
+) -> BestTable:
+    """Return the table of some plans and rules: most often, one that is there already.
 
     Args:
         plans: All choices.
         rules: What is to be best, and what may be taken.
-        in_flight: Inferences under way at a time; none where the caller does not say so.
+        in_flight: Inferences under way at a time, where the caller says so.
+        exact: Whether what is as good as the best is not good enough: all are ranked then.
     """
+    several = in_flight is not None and in_flight > 1
+    kind = rules.objective.kind
+    if exact or kind not in ("latency", "energy") or plans.handling != NO_HANDLING:
+        return BestTable(rules, several=several, cells=False)
     tables = _tables.setdefault(plans, {})
-    table = tables.get((rules, in_flight))
+    table = tables.get((rules, several))
     if table is None:
         if len(tables) >= _MOST_TABLES:
             tables.clear()
-        table = tables[rules, in_flight] = BestTable(rules, in_flight)
+        table = tables.setdefault((rules, several), BestTable(rules, several=several))
     return table
 
 

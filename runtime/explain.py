@@ -134,7 +134,14 @@ def explain(situation: Situation) -> Explanation:
         price_hedges=True,
     )
     table = best_table(plans, situation.rules, situation.in_flight)
-    found = replace(found, best=table.choose(plans, at, link.rtt_s, situation.queue_s).place)
+    taken = table.choose(
+        plans,
+        at,
+        rtt_s=link.rtt_s,
+        queue_s=situation.queue_s,
+        in_flight=situation.in_flight,
+    )
+    found = replace(found, best=taken.place)
     kept = keeps(plans, situation.objective) if situation.promised else None
     # At this goodput a serial choice's parts add up to its expected latency.
     mean_bps = 1.0 / float(np.mean([1.0 / at(part) for part in EXPECTED_AT]))
@@ -188,7 +195,7 @@ def _reason(found: Ranking, place: int, objective: Objective) -> str:
     if more < 0 and best > 0:  # where it is striped and the choice is not, the gain may be larger
         return f"{-100 * more / best:.1f}% less: a gain too small to tell"
     if more <= 0:
-        return "as good; of equals the first is taken"
+        return "as good"
     part = f" (+{100 * more / best:.1f}%)" if best > 0 else ""
     if found.unit == "bps":
         return f"needs {cost / 1e6:.2f} Mbps to keep it, {more / 1e6:.2f} more"

@@ -52,10 +52,15 @@ class SplitRT:
     The choices are the robot alone, the coded frame, every cut and every striped plan. All are
     judged with the same predictor, so the frame and the robot alone are as well off as a split.
     ``calibration.ranking`` says how an objective is judged on an uncertain link.
+
+    Args:
+        manifest: The bundle's manifest.
+        exact: Whether what is as good as the best (``calibration.choosing``) is not good enough.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, exact: bool = False) -> None:
         self._manifest = manifest
+        self._exact = exact
         self._last: Optional[Tuple[PreparedPlans, BestTable]] = None
 
     def decide(self, situation: Situation) -> Decision:
@@ -67,7 +72,13 @@ class SplitRT:
         assert link is not None
         assert plans is not None
         table = self._table(plans, situation)
-        found = table.choose(plans, goodput_quantiles(link), link.rtt_s, situation.queue_s)
+        found = table.choose(
+            plans,
+            goodput_quantiles(link),
+            rtt_s=link.rtt_s,
+            queue_s=situation.queue_s,
+            in_flight=situation.in_flight,
+        )
         if found.place is None:
             return Decision(blind_cut(self._manifest), "nothing else is possible", None)
         choice = plans.choices[found.place]
@@ -98,10 +109,10 @@ class SplitRT:
                 and constraints is situation.constraints
                 and serial == situation.serial
                 and promised == situation.promised
-                and table.in_flight == situation.in_flight
+                and table.several == ((situation.in_flight or 1) > 1)
             ):
                 return table
-        table = best_table(plans, situation.rules, situation.in_flight)
+        table = best_table(plans, situation.rules, situation.in_flight, exact=self._exact)
         self._last = plans, table
         return table
 
@@ -114,7 +125,7 @@ class Oracle:
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._splitrt = SplitRT(manifest)
+        self._splitrt = SplitRT(manifest, exact=True)
 
     def decide(self, situation: Situation) -> Decision:
         """Choose the best for the goodput that will be."""

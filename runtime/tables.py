@@ -135,7 +135,7 @@ class Preparer:
         least_halo: See :func:`prepare_plans`.
         usable: See :func:`prepare_plans`.
         policy: The same.
-        then: Told of all plans before anybody else is.
+        then: Told of plans each time that they have been prepared, by the thread that did.
     """
 
     def __init__(
@@ -185,6 +185,16 @@ class Preparer:
         """Prepare all plans for a server's table now."""
         if server is None:
             return
+        try:
+            plans = self._prepared(server)
+            if plans is not None:
+                self._tell(plans)
+        finally:
+            with self._lock:
+                self._thread = None
+
+    def _prepared(self, server: Table) -> Optional[PreparedPlans]:
+        """Prepare all plans, which can be had from then on."""
         plans: Optional[PreparedPlans] = None
         try:
             plans = prepare_plans(
@@ -196,11 +206,16 @@ class Preparer:
                 usable=self._usable,
                 policy=self._policy,
             )
-            if plans is not None:
-                self._then(plans)
         finally:
             with self._lock:
-                self._server, self._plans, self._thread = server, plans, None
+                self._server, self._plans = server, plans
+        return plans
+
+    def _tell(self, plans: PreparedPlans) -> None:
+        try:
+            self._then(plans)
+        except Exception:  # the plans are there, which is what counts
+            logger.exception("nothing was worked out beforehand")
 
     def close(self) -> None:
         """Wait for what is being prepared; safe to call again."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from benches.row import Row, medians
 from benches.workloads import ChainNet, model_bundle
 
-from calibration.objectives import Objective, parse_objective
+from calibration.choosing import BestTable, Chosen, best_table
+from calibration.objectives import UNCONSTRAINED, Objective, parse_objective
 from calibration.prepared import OBJECTIVES, PreparedPlans
-from calibration.ranking import rank
+from calibration.ranking import Rules
 from calibration.segment_times import SegmentTimes, estimated_times
 from runtime.decision import Situation
 from runtime.explain import SpreadLink
@@ -17,12 +18,14 @@ TARGET_S = 200e-6
 TEXTS = ("latency", "latency:p95", "energy", "deadline=30ms", "deadline=1ms",
          "energy-budget=0.1J", "energy-budget=0.001J", "rate")  # fmt: skip
 LINK = SpreadLink(20e6, 60e6, 0.005)
+STEADY = SpreadLink(80e6, 100e6, 0.002)
 
 
 def run() -> list[Row]:
     """Time decisions with prepared tables: ``splitrt`` by objective, then the other selectors.
 
-    Beside them what it takes to rank all candidates, where no table says which is the best.
+    Then the choice alone: where a table says which is the best, where it is worked out for a cell
+    of links that was not met before, and where all candidates are ranked.
     """
     manifest = model_bundle(ChainNet(), ChainNet.INPUT).manifest
     sides = [
@@ -44,14 +47,23 @@ def run() -> list[Row]:
         (took_s,) = medians(lambda: selector.decide(situation), runs=300, warmup=20)  # noqa: B023
         rows.append(_row(f"{what}: {name}, {objective}", took_s, ours=name == "splitrt"))
     for text in ("latency", "energy"):
-        objective = parse_objective(text)
-        (took_s,) = medians(
-            lambda: rank(plans, objective, LINK.quantile, rtt_s=LINK.rtt_s, queue_s=0.001),  # noqa: B023
-            runs=300,
-            warmup=20,
-        )
-        rows.append(_row(f"{what}: ranking all, {text}", took_s, ours=True))
+        rules = Rules(parse_objective(text), UNCONSTRAINED, serial=False, promised=True)
+        how = {
+            "met before": (best_table(plans, rules), STEADY),
+            "a cell that is new": (None, STEADY),
+            "ranking all": (best_table(plans, rules, exact=True), LINK),
+        }
+        for name, (table, link) in how.items():
+            (took_s,) = medians(lambda: _choose(plans, rules, table, link), runs=300, warmup=20)  # noqa: B023
+            rows.append(_row(f"{what}: the choice alone, {text}, {name}", took_s, ours=True))
     return rows
+
+
+def _choose(
+    plans: PreparedPlans, rules: Rules, table: BestTable | None, link: SpreadLink
+) -> Chosen:
+    table = table or BestTable(rules, several=False)
+    return table.choose(plans, link.quantile, rtt_s=link.rtt_s, queue_s=0.0001)
 
 
 def _row(what: str, took_s: float, *, ours: bool) -> Row:

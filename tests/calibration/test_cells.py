@@ -6,9 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from calibration.cells import Cell, as_good_in
+from calibration.energy import StatePower
 from calibration.prepared import PreparedPlans
+from calibration.schedule import NO_HANDLING, Handling
 from calibration.segment_times import SegmentTimes
-from tests.hand_tables import LAST, PLANS
+from tests.hand_tables import LAST, MODEL, PLANS, ROBOT, SERVER
 from tests.striped import Layer, chain
 
 STRIPED = chain(
@@ -43,7 +45,8 @@ def test_cells_by_hand() -> None:
 def _good(bps: float, to_bps: float, **more: object) -> int | None:
     cell = Cell.of(bps, to_bps, 0.0, 0.0)
     weights = more.pop("weights", np.ones(len(PLANS.choices)))
-    return as_good_in(cell, PLANS, weights, slack=0.005, **more)  # type: ignore[arg-type]
+    allowed = more.pop("allowed", np.ones(len(PLANS.choices), bool))
+    return as_good_in(cell, PLANS, weights, allowed, slack=0.005, **more)  # type: ignore[arg-type]
 
 
 def test_what_is_the_best_throughout_is_as_good_as_any() -> None:
@@ -63,10 +66,21 @@ def test_where_two_change_places_neither_is() -> None:
 
 
 def test_what_may_not_be_taken_is_not() -> None:
-    weights = np.ones(len(PLANS.choices))
-    weights[0] = np.inf
-    assert _good(100e6, 1e9, weights=weights) != 0
-    assert _good(100e6, 1e9, weights=np.full(len(weights), np.inf)) is None
+    allowed = np.ones(len(PLANS.choices), bool)
+    allowed[0] = False
+    assert _good(2e9, 8e9, allowed=allowed) == 1
+    assert _good(2e9, 8e9, allowed=np.arange(len(allowed)) == 3) == 3, "it has no rival"
+    assert _good(2e9, 8e9, allowed=np.zeros(len(allowed), bool)) is None
+
+
+def test_where_nothing_costs_anything_nothing_is_said() -> None:
+    free = PreparedPlans(MODEL, ROBOT, SERVER, StatePower(compute=0, communicate=0, idle=0))
+    cell = Cell.of(1e8, 1e8, 0.0, 0.0)
+    ones = np.ones(len(free.choices))
+    for allowed in (ones > 0, np.arange(len(ones)) > 3):
+        assert as_good_in(cell, free, ones, allowed, slack=0.005, by_energy=True) is None
+        found = as_good_in(cell, free, ones, allowed, slack=0.005)
+        assert found == (0 if allowed[0] else 4)
 
 
 def test_what_counts_less_may_cost_more() -> None:
@@ -98,6 +112,11 @@ def test_no_rival_may_be_ended_sooner_by_the_robot_itself() -> None:
     by_energy=st.booleans(),
     ended=st.booleans(),
     weight=st.sampled_from([0.9, 0.98, 1.0]),
+    power=st.sampled_from(
+        [StatePower(), StatePower(compute=9, communicate=2, idle=5), StatePower(idle=0)]
+    ),
+    handling=st.sampled_from([NO_HANDLING, Handling(1e-3, 5e-4)]),
+    forbidden=st.integers(0, 7),
     slack=st.sampled_from([0.0, 0.005, 0.05]),
     at=st.lists(st.tuples(*[st.floats(0, 1)] * 3), min_size=20, max_size=20),
 )
@@ -111,22 +130,31 @@ def test_it_is_nowhere_worse_than_it_says(
     by_energy: bool,
     ended: bool,
     weight: float,
+    power: StatePower,
+    handling: Handling,
+    forbidden: int,
     slack: float,
     at: list[tuple[float, float, float]],
 ) -> None:
-    plans = PreparedPlans(STRIPED, SegmentTimes(tuple(robot)), SegmentTimes(tuple(server)))
+    times = SegmentTimes(tuple(robot)), SegmentTimes(tuple(server))
+    plans = PreparedPlans(STRIPED, *times, power).with_handling(handling)
     weights = np.where(plans.striped, 1.0, weight)
+    allowed = np.arange(len(plans.choices)) != forbidden
     ends_s = None
     if ended and not by_energy:
         ends_s = 1.1 * plans.local_s + 0.01 * np.arange(len(plans.choices)) / 100
         ends_s[len(STRIPED.cuts) - 1] = np.inf
     cell = Cell.of(bps, bps * wide, rtt_s, queue_s)
-    place = as_good_in(cell, plans, weights, slack=slack, by_energy=by_energy, ends_s=ends_s)
+    place = as_good_in(
+        cell, plans, weights, allowed, slack=slack, by_energy=by_energy, ends_s=ends_s
+    )
     assume(place is not None)
+    assert place != forbidden
     best, worst = cell.corners()
     for parts in at:
         _, per_bit_s, rtt_s, queue_s = best + np.array([0.0, *parts]) * (worst - best)
         objective = "energy" if by_energy else "latency"
         costs = plans.costs(1 / per_bit_s, rtt_s, queue_s, objective)
         costs = (costs if ends_s is None else np.minimum(costs, ends_s)) * weights
+        costs = np.where(allowed, costs, np.inf)
         assert costs[place] <= costs.min() * (1 + slack) * (1 + 1e-9)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from calibration import choosing
 from calibration.cells import as_good_in
 from calibration.choosing import AS_GOOD, Chosen, best_table
+from calibration.energy import StatePower
 from calibration.objectives import UNCONSTRAINED, Constraints, Objective, parse_objective
 from calibration.prepared import PreparedPlans
 from calibration.ranking import WORTHWHILE, GoodputAt, Rules, rank
@@ -46,7 +47,7 @@ def choose(
     promised: bool = True,
 ) -> Chosen:
     table = best_table(plans, Rules(objective, constraints, serial, promised), in_flight)
-    return table.choose(plans, goodput_at, rtt_s, queue_s)
+    return table.choose(plans, goodput_at, rtt_s=rtt_s, queue_s=queue_s, in_flight=in_flight)
 
 
 def _steady(bps: float) -> SpreadLink:
@@ -82,6 +83,13 @@ def test_other_rules_are_another_matter() -> None:
     assert choose(PLANS, latency, at, rtt_s=0.0, constraints=bound).place == 3
     assert choose(PLANS, latency, at, rtt_s=0.0).place == 0
     # The robot's own answer ends what would be late, but for several at a time.
+    with mock.patch.object(choosing, "as_good_in", wraps=as_good_in) as worked_out:
+        for in_flight, ended in ((None, True), (2, False), (1, True), (3, False)):
+            worked_out.reset_mock()
+            choose(PLANS, latency, _steady(1e7).quantile, rtt_s=0.0, in_flight=in_flight)
+            for call in worked_out.call_args_list:
+                assert (call.kwargs["ends_s"] is not None) == ended
+    assert len(choosing._tables[PLANS]) == 3, "one and none are the same, two and three too"
     unsteady = Steps(1e6, 100e6, 0.2).quantile
     assert choose(PLANS, latency, unsteady, rtt_s=0.0).place == 0
     assert choose(PLANS, latency, unsteady, rtt_s=0.0, in_flight=2).place == 4
@@ -94,17 +102,17 @@ def test_plans_with_other_times_are_another_matter() -> None:
     assert choose(quick, latency, at, rtt_s=0.0).place == len(MODEL.cuts) - 1
 
 
-def test_what_messages_take_counts() -> None:
+def test_what_messages_take_is_no_matter_of_tables() -> None:
     plans = PreparedPlans(STRIPED, SegmentTimes((0.1,) * 5), SegmentTimes((0.03,) * 5))
-    latency, at = parse_objective("latency"), _steady(1.2e6).quantile
-    places = [
-        choose(some, latency, at, rtt_s=0.002).place
-        for some in (plans, plans.with_handling(Handling(0.1, 0.1)), plans)
-    ]
-    assert places[0] == places[2] != places[1]
-    assert (
-        places[1] == rank(plans.with_handling(Handling(0.1, 0.1)), latency, at, rtt_s=0.002).best
-    )
+    latency, at = parse_objective("latency"), _steady(20e6).quantile
+    with mock.patch.object(choosing, "rank", wraps=rank) as ranked:
+        plain = choose(plans, latency, at, rtt_s=0.002)
+        assert not ranked.called
+        dear = plans.with_handling(Handling(0.1, 0.1))
+        assert choose(dear, latency, at, rtt_s=0.002) != plain
+        assert ranked.called
+    assert list(choosing._tables) == [plans]
+    assert (dear.cost_lines() != plans.cost_lines()).any()
 
 
 def test_nothing_where_nothing_may_be_used() -> None:
@@ -114,6 +122,7 @@ def test_nothing_where_nothing_may_be_used() -> None:
         at = _steady(1e9).quantile
         found = rank(refusing, parse_objective("latency"), at, rtt_s=0.0, constraints=bound)
         chosen = choose(refusing, parse_objective("latency"), at, rtt_s=0.0, constraints=bound)
+    assert found.best is None
     assert chosen == (found.best, found.rule)
 
 
@@ -133,7 +142,7 @@ def test_tables_do_not_grow_without_end() -> None:
         assert all(len(table._cells) <= 3 for table in tables.values())
 
 
-@pytest.mark.parametrize("text", ["latency", "latency:p95", "energy", "rate"])
+@pytest.mark.parametrize("text", ["latency", "latency:p95", "energy"])
 def test_what_is_prepared_is_not_worked_out_again(text: str) -> None:
     rules = Rules(parse_objective(text), UNCONSTRAINED, False, True)
     table = best_table(PLANS, rules)
@@ -141,10 +150,10 @@ def test_what_is_prepared_is_not_worked_out_again(text: str) -> None:
     assert table is best_table(PLANS, rules)
     with mock.patch.object(choosing, "as_good_in", wraps=as_good_in) as worked_out:
         for bps in np.geomspace(3e6, 200e6, 30):
-            table.choose(PLANS, _steady(bps).quantile, 0.002)
+            table.choose(PLANS, _steady(bps).quantile, rtt_s=0.002)
         assert not worked_out.called
-        table.choose(PLANS, _steady(1e4).quantile, 0.002)
-        assert worked_out.called == (text != "rate")
+        table.choose(PLANS, _steady(1e4).quantile, rtt_s=0.002)
+        assert worked_out.called
 
 
 @pytest.mark.parametrize(
@@ -153,7 +162,9 @@ def test_what_is_prepared_is_not_worked_out_again(text: str) -> None:
 )
 def test_links_that_are_none_are_ranked(bps: float, rtt_s: float, queue_s: float) -> None:
     energy = parse_objective("energy")
-    chosen = choose(PLANS, energy, lambda _: bps, rtt_s=rtt_s, queue_s=queue_s)
+    with mock.patch.object(choosing, "rank", wraps=rank) as ranked:
+        chosen = choose(PLANS, energy, lambda _: bps, rtt_s=rtt_s, queue_s=queue_s)
+        assert ranked.called
     found = rank(PLANS, energy, lambda _: bps, rtt_s=rtt_s, queue_s=queue_s)
     assert chosen == (found.best, found.rule)
 
@@ -185,6 +196,11 @@ LINKS = st.builds(
     serial=st.booleans(),
     in_flight=st.sampled_from([None, 1, 3]),
     promised=st.booleans(),
+    constraints=st.sampled_from(
+        [UNCONSTRAINED, Constraints(lossless=True), Constraints(keep_local=STRIPED.cuts[1].id)]
+    ),
+    power=st.sampled_from([StatePower(), StatePower(compute=9, communicate=2, idle=5)]),
+    degraded=st.booleans(),
 )
 def test_it_is_the_best_or_as_good_and_the_same_whatever_came_before(
     robot: list[float],
@@ -195,23 +211,30 @@ def test_it_is_the_best_or_as_good_and_the_same_whatever_came_before(
     serial: bool,
     in_flight: int | None,
     promised: bool,
+    constraints: Constraints,
+    power: StatePower,
+    degraded: bool,
 ) -> None:
-    plans = PreparedPlans(STRIPED, SegmentTimes(tuple(robot)), SegmentTimes(tuple(server)))
+    plans = PreparedPlans(STRIPED, SegmentTimes(tuple(robot)), SegmentTimes(tuple(server)), power)
     objective = parse_objective(text)
-    more = {"queue_s": queue_s, "constraints": UNCONSTRAINED, "serial": serial,
+    more = {"queue_s": queue_s, "constraints": constraints, "serial": serial,
             "in_flight": in_flight, "promised": promised}  # fmt: skip
+    worse = 0.5 if degraded else 1.0  # ``runtime.decision.goodput_quantiles``
+    ats = [lambda part, link=link: link.quantile(part * worse) for link in links]
     first = []
-    for link in links:
-        found = rank(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
-        chosen = choose(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+    for link, at in zip(links, ats, strict=True):
+        found = rank(plans, objective, at, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+        chosen = choose(plans, objective, at, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
         first.append(chosen)
         assert chosen.rule == found.rule
         weighted = found.costs * np.where(plans.striped, 1.0, WORTHWHILE)
-        assert chosen.place is not None
-        assert weighted[chosen.place] <= weighted.min() * (1 + AS_GOOD) * (1 + 1e-9)
+        if chosen.place is None:
+            assert found.best is None
+        else:
+            assert weighted[chosen.place] <= weighted.min() * (1 + AS_GOOD) * (1 + 1e-9)
     choosing._tables.clear()
     again = [
-        choose(plans, objective, link.quantile, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
-        for link in reversed(links)
+        choose(plans, objective, at, rtt_s=link.rtt_s, **more)  # type: ignore[arg-type]
+        for link, at in reversed([*zip(links, ats, strict=True)])
     ]
     assert again[::-1] == first

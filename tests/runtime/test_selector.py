@@ -124,7 +124,7 @@ def test_what_came_before_changes_nothing() -> None:
         assert selector._last is not None
         plans, table = selector._last
         assert plans is situation.plans
-        assert (table.rules, table.in_flight) == (situation.rules, situation.in_flight)
+        assert (table.rules, table.several) == (situation.rules, situation.in_flight == 3)
     assert len({selector.decide(situation).cut for situation in others}) > 2
 
 

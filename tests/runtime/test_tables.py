@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Optional
 
 import msgspec
 import pytest
@@ -134,17 +135,34 @@ def test_plans_can_be_prepared_at_once(toy: Bundle) -> None:
     preparer.close()
 
 
-def test_plans_are_told_of_before_they_are_used(toy: Bundle) -> None:
-    told: list[PreparedPlans] = []
+def test_plans_are_told_of_once_they_are_there(toy: Bundle) -> None:
+    told: list[Optional[PreparedPlans]] = []
 
     def then(plans: PreparedPlans) -> None:
-        assert preparer.plans(_wire(0.01)) is None
+        assert preparer.plans(_wire(0.01)) is plans, "nobody waits for this"
         told.append(plans)
 
     preparer = Preparer(toy.manifest, _wire(0.1), StatePower(), then=then)
     preparer.prepare(Table(segments_s=(0.1,), device="test"))
     assert not told
-    assert [_eventually_plans(preparer, _wire(0.01))] == told
+    preparer.plans(_wire(0.01))
+    eventually(lambda: len(told) == 1, "plans")
+    preparer.close()
+    assert told == [preparer.plans(_wire(0.01))]
+
+
+def test_what_fails_at_being_told_of_plans_does_not_lose_them(
+    toy: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    def then(_: PreparedPlans) -> None:
+        raise MemoryError
+
+    preparer = Preparer(toy.manifest, _wire(0.1), StatePower(), then=then)
+    preparer.prepare(_wire(0.01))
+    assert preparer.plans(_wire(0.01)) is not None
+    assert "beforehand" in caplog.text
+    assert preparer.plans(_wire(0.02)) is None
+    assert _eventually_plans(preparer, _wire(0.02)) is not None, "and the next are prepared too"
     preparer.close()
 
 

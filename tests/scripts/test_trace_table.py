@@ -84,6 +84,11 @@ def test_a_deadline_is_judged_by_what_is_kept_and_by_energy() -> None:
     assert list(verdicts(*some).values()) == [True, True]
     some[0] = replace(some[0], kept=0.98, energies_j=(1.4,) * 100)
     assert list(verdicts(*some).values()) == [False, False]
+    # Where the robot alone is the choice, the two differ by noise.
+    some[0] = replace(some[0], kept=1.0, energies_j=(1.305,) * 100)
+    assert list(verdicts(*some).values()) == [True, False]
+    some[0] = replace(some[0], parts={"remote": 0.1, "local": 0.9, "fallback": 0, "hedged": 0})
+    assert list(verdicts(*some).values()) == [True, True]
 
 
 def test_a_wrong_answer_fails_whoever_gave_it() -> None:
@@ -122,12 +127,14 @@ def test_in_each_round_all_take_their_turn(monkeypatch: pytest.MonkeyPatch) -> N
 
     def replay_all(runs: list[Run], _: object, **__: object) -> list[Outcome]:
         order.extend(run.selector for run in runs)
-        return [outcome(run.selector, 10 * len(order)) for run in runs]
+        made = [outcome(run.selector, 10 * len(order)) for run in runs]
+        return [replace(one, records=({"seq": 7},)) for one in made]
 
     monkeypatch.setattr(trace_table, "replay_all", replay_all)
     runs = [outcome(name, 1).run for name in ("splitrt", "dads")]
     found, _ = trace_table.measure(runs, {}, 1, Console(quiet=True), rounds=2)
     assert order == ["splitrt", "dads"] * 2
+    assert [record["round"] for record in found[0].records] == [1, 2]
     assert [(one.run.selector, one.mean_s) for one in found] == [
         ("splitrt", pytest.approx(0.03)),
         ("dads", pytest.approx(0.03)),
