@@ -145,20 +145,23 @@ def as_good_in(
         return None
     is_rival = np.isfinite(costs[0])
     is_rival[place] = False
+    if (lines[1:] >= 0).all():  # as then nothing costs less on a worse link
+        is_rival &= costs[0] * (1 + slack) < costs[-1, place]
     rivals = np.flatnonzero(is_rival)
     if not len(rivals):
         return place
     enough = weights[rivals] * (1 + slack)
     own = weights[place] * lines[:, plans.ways_of(place)]
-    # A row for seconds, bits, round trips and waits; then a rival each, and a sum of its own.
+    # A row for seconds, bits, round trips and waits; in it one for each rival and own sum.
     ahead = [
-        (lines[:, plans.largest_ways(some)[rivals]] * enough)[:, :, None] - own[:, None, :]
+        _signs((lines[:, plans.largest_ways(some)[rivals]] * enough)[:, :, None] - own[:, None, :])
         for some in values
     ]
     for part in range(_PARTS):
         best, worst = links[part].copy(), links[part + 1].copy()
         best[2:], worst[2:] = low[2:], high[2:]
-        if np.maximum(*(_least(ahead[i], best, worst) for i in (part, part + 1))).min() < 0:
+        least_ahead = [best @ rises + worst @ falls for rises, falls in ahead[part : part + 2]]
+        if np.maximum(*least_ahead).min() < 0:
             return None
         if ends_s is not None:
             own_s = min(float((worst @ own).max()), float(ends_s[place] * weights[place]))
@@ -167,8 +170,12 @@ def as_good_in(
     return place
 
 
-def _least(lines: Array, low: Array, high: Array) -> Array:
-    """Return the least value of each line between two corners."""
+def _signs(lines: Array) -> Tuple[Array, Array]:
+    """Return what of some lines rises with what a link is, and what falls, flat.
+
+    The least of a line between two links is that of the first at the better one, and that of the
+    second at the worse one.
+    """
     flat = lines.reshape(len(lines), -1)
-    least: Array = low @ np.maximum(flat, 0.0) + high @ np.minimum(flat, 0.0)
-    return least
+    rises: Array = np.maximum(flat, 0.0)
+    return rises, flat - rises

@@ -18,7 +18,7 @@ TARGET_S = 200e-6
 TEXTS = ("latency", "latency:p95", "energy", "deadline=30ms", "deadline=1ms",
          "energy-budget=0.1J", "energy-budget=0.001J", "rate")  # fmt: skip
 LINK = SpreadLink(20e6, 60e6, 0.005)
-STEADY = SpreadLink(80e6, 100e6, 0.002)
+QUEUE_S = 0.001
 
 
 def run() -> list[Row]:
@@ -43,27 +43,25 @@ def run() -> list[Row]:
     rows = []
     for name, objective in cases:
         selector = open_selector(name, manifest)
-        situation = Situation(plans, LINK, 0.001, objective)
+        situation = Situation(plans, LINK, QUEUE_S, objective)
         (took_s,) = medians(lambda: selector.decide(situation), runs=300, warmup=20)  # noqa: B023
         rows.append(_row(f"{what}: {name}, {objective}", took_s, ours=name == "splitrt"))
     for text in ("latency", "energy"):
         rules = Rules(parse_objective(text), UNCONSTRAINED, serial=False, promised=True)
         how = {
-            "met before": (best_table(plans, rules), STEADY),
-            "a cell that is new": (None, STEADY),
-            "ranking all": (best_table(plans, rules, exact=True), LINK),
+            "met before": best_table(plans, rules),
+            "a cell that is new": None,
+            "ranking all": best_table(plans, rules, exact=True),
         }
-        for name, (table, link) in how.items():
-            (took_s,) = medians(lambda: _choose(plans, rules, table, link), runs=300, warmup=20)  # noqa: B023
+        for name, table in how.items():
+            (took_s,) = medians(lambda: _choose(plans, rules, table), runs=300, warmup=20)  # noqa: B023
             rows.append(_row(f"{what}: the choice alone, {text}, {name}", took_s, ours=True))
     return rows
 
 
-def _choose(
-    plans: PreparedPlans, rules: Rules, table: BestTable | None, link: SpreadLink
-) -> Chosen:
+def _choose(plans: PreparedPlans, rules: Rules, table: BestTable | None) -> Chosen:
     table = table or BestTable(rules, several=False)
-    return table.choose(plans, link.quantile, rtt_s=link.rtt_s, queue_s=0.0001)
+    return table.choose(plans, LINK.quantile, rtt_s=LINK.rtt_s, queue_s=QUEUE_S)
 
 
 def _row(what: str, took_s: float, *, ours: bool) -> Row:
